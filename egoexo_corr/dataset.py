@@ -9,7 +9,7 @@ __all__ = ['LONGEST', 'SPLITS', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'PHOTOGRAPH
            'extract_frames', 'write_annotation', 'is_complete', 'write_lists', 'download_take', 'Preparation',
            'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'read_splits', 'split_pairs',
            'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations', 'image_size',
-           'resize_image', 'fit_image', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
+           'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
            'read_photograph', 'upright_mask', 'read_mask_png', 'segmentation_rle', 'read_coco', 'scene_photographs',
            'import_photographs']
 
@@ -768,6 +768,23 @@ def fit_image(
     return resize_image(image, image_size(view, patch, rule, image.shape[:2]), rule)
 
 # %% ../nbs/03_dataset.ipynb #cell140
+def pair_rles(
+    annotations:Annotations, # Of the root
+    pair                     # A row of `read_pairs`
+) -> tuple[dict,dict|None]:  # Source; destination, or `None` where it is not visible
+    "The masks of a pair in the release's resolution"
+    take, name, *cameras, frame = pair
+    source, dest = (annotations.rle(take, name, camera, frame) for camera in cameras)
+    if source is None: raise DataError('has no mask in the source view', take=take, object=name, camera=cameras[0], frame=frame)
+    return source, dest
+
+# %% ../nbs/03_dataset.ipynb #cell143
+def _side(image:np.ndarray, rle:dict|None) -> tuple: # The mask at the image's size, bool [H, W]; its box, float32 [4] xywh
+    size = image.shape[:2]
+    if rle is None: return np.zeros(size, bool), np.zeros(4, np.float32)
+    rle = rle_from_runs(resize_runs(rle_runs(rle), size))
+    return rle_decode(rle), rle_boxes([rle])[0].astype(np.float32)
+
 class PairDataset:
     "The pairs of a split, as images, masks and boxes at a backbone's size"
     def __init__(self,
@@ -781,35 +798,22 @@ class PairDataset:
         keep:int=32                # Takes whose annotations stay in memory
     ):
         self.root, self.direction = Path(root), Direction(direction)
-        self.patch, self.rule, self.landscape = patch, rule, landscape
+        self.fit = dict(patch=patch, rule=rule, landscape=landscape)
         self.pairs = read_pairs(pairs_path(root, split, direction), direction) if pairs is None else pairs.reset_index(drop=True)
         self.annotations = Annotations(root, keep)
 
     def __len__(self): return len(self.pairs)
+    def rles(self, i:int) -> tuple: "A pair's masks as RLE, see `pair_rles`"; return pair_rles(self.annotations, self.pairs.iloc[i])
 
-    def rles(self,
-        i:int # Index of a pair
-    ) -> tuple[dict,dict|None]: # Source; destination, or `None` where it is not visible
-        "The pair's masks in the release's resolution"
-        take, name, *cameras, frame = self.pairs.iloc[i]
-        source, dest = (self.annotations.rle(take, name, camera, frame) for camera in cameras)
-        if source is None: raise DataError('has no mask in the source view', take=take, object=name, camera=cameras[0], frame=frame)
-        return source, dest
+    def __getitem__(self, i:int) -> dict: # source_image, source_mask, source_box, the same of dest, visible, and the pair's columns
+        "A pair: images uint8 [H, W, 3] RGB, masks bool [H, W], boxes float32 [4] xywh"
+        item, pair = {}, self.pairs.iloc[i]
+        for side, view, rle in zip(('source', 'dest'), (self.direction.source, self.direction.dest), self.rles(i)):
+            item[f'{side}_image'] = image = fit_image(load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, **self.fit)
+            item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
+        return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
 
-    def _side(self, side:str, view:str, pair, rle:dict|None) -> dict:
-        image = fit_image(load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, self.patch, self.rule, self.landscape)
-        size = image.shape[:2]
-        runs = None if rle is None else resize_runs(rle_runs(rle), size)
-        rle = rle_encode(np.zeros(size)) if runs is None else rle_from_runs(runs)
-        return {f'{side}_image': image, f'{side}_mask': rle_decode(rle), f'{side}_box': rle_boxes([rle])[0].astype(np.float32)}
-
-    def __getitem__(self, i:int) -> dict: # *_image uint8 [H, W, 3] RGB, *_mask bool [H, W], *_box float32 [4] xywh, visible, and the columns of `read_pairs`
-        "A pair"
-        pair, (source, dest) = self.pairs.iloc[i], self.rles(i)
-        item = self._side('source', self.direction.source, pair, source) | self._side('dest', self.direction.dest, pair, dest)
-        return item | {'visible': bool(item['dest_mask'].any())} | {k: v.item() if hasattr(v, 'item') else v for k,v in pair.items()}
-
-# %% ../nbs/03_dataset.ipynb #cell148
+# %% ../nbs/03_dataset.ipynb #cell151
 def ground_truth(
     root:str|Path,          # A root
     pairs,                  # Pairs (`read_pairs`), or the name of a split whose pair file is read
@@ -832,7 +836,7 @@ def ground_truth(
         if masks: truth[take] = {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c,f in cs.items()} for o,cs in frames.items()}}
     return {'annotations': truth}
 
-# %% ../nbs/03_dataset.ipynb #cell154
+# %% ../nbs/03_dataset.ipynb #cell159
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
     takes:pd.DataFrame      # A row per take: split, scenario, cameras, objects, masks, frames, MB, missing (frames that pairs need)
@@ -850,7 +854,7 @@ class RootSummary(NamedTuple):
         words = ''.join(f'<li>{html.escape(m)}</li>' for m in self.missing) or '<li>nothing</li>'
         return f"{self.takes.to_html(max_rows=20)}{self.pair_files.to_html()}<p>Missing:</p><ul>{words}</ul>"
 
-# %% ../nbs/03_dataset.ipynb #cell155
+# %% ../nbs/03_dataset.ipynb #cell160
 def _describe_take(root:Path, split:str, uid:str, a:TakeAnnotation) -> dict:
     marks = {o: {c: {'annotation': f} for c,f in cameras.items()} for o,cameras in a.masks.items()}
     wanted = wanted_frames({'object_masks': marks})
@@ -866,7 +870,7 @@ def _describe_pairs(path:Path, annotations:Annotations) -> dict:
     return dict(file=path.name, pairs=len(pairs), takes=pairs['take'].nunique(), objects=len(pairs[['take', 'object']].drop_duplicates()),
                 visible=float(np.mean(visible)) if visible else 0.)
 
-# %% ../nbs/03_dataset.ipynb #cell156
+# %% ../nbs/03_dataset.ipynb #cell161
 def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair files, and what is missing
     "What is in a root, and what is not"
     root, annotations, rows, missing = Path(root), Annotations(root), [], []
@@ -884,7 +888,7 @@ def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair file
     pair_files = pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
     return RootSummary(takes, pair_files, missing)
 
-# %% ../nbs/03_dataset.ipynb #cell160
+# %% ../nbs/03_dataset.ipynb #cell165
 def read_photograph(
     path:str|Path # A photograph
 ) -> tuple[np.ndarray,int]: # uint8 [H, W, 3] RGB, upright; the EXIF orientation it had (1 to 8)
@@ -910,7 +914,7 @@ def upright_mask(
     if orientation in turns and _same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
     raise DataError(f'a mask of {mask.shape[0]}×{mask.shape[1]} does not fit a photograph of {size[0]}×{size[1]}')
 
-# %% ../nbs/03_dataset.ipynb #cell163
+# %% ../nbs/03_dataset.ipynb #cell168
 def read_mask_png(
     path:str|Path # A mask as PNG
 ) -> np.ndarray:  # bool [H, W]
@@ -928,7 +932,7 @@ def read_mask_png(
     if values.ndim==3: values = values.max(2)
     return values > values.max()/2
 
-# %% ../nbs/03_dataset.ipynb #cell166
+# %% ../nbs/03_dataset.ipynb #cell171
 def segmentation_rle(
     segmentation, # Polygons [[x, y, x, y, …], …], or {'size', 'counts'} with numbers or text
     height:int,   # Of the image
@@ -953,7 +957,7 @@ def segmentation_rle(
     rle = coco.merge(coco.frPyObjects(polygons, height, width))
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
-# %% ../nbs/03_dataset.ipynb #cell168
+# %% ../nbs/03_dataset.ipynb #cell173
 def _coco_name(annotation:dict, categories:dict) -> str:
     "Which object an annotation is about"
     attributes = annotation.get('attributes')
@@ -980,7 +984,7 @@ def read_coco(
         except EgoExoError as e: report(e.at(file=path, image=name, object=obj))
     return masks
 
-# %% ../nbs/03_dataset.ipynb #cell171
+# %% ../nbs/03_dataset.ipynb #cell176
 PHOTOGRAPH = re.compile(r'(ego|exo\w*)(?:-(\d+))?\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
 
 def scene_photographs(
@@ -997,7 +1001,7 @@ def scene_photographs(
     if alone := frames['ego'] ^ frames['exo']: raise DataError(f'has no photograph of the other view for {_some(alone)}', take=Path(folder).name)
     return dict(sorted(photos.items()))
 
-# %% ../nbs/03_dataset.ipynb #cell173
+# %% ../nbs/03_dataset.ipynb #cell178
 def _scene_masks(path:Path, size, orientation:int, coco:dict, report) -> dict: # object → bool mask, or `None` where it cannot be used
     "The masks drawn on a photograph, upright; what cannot be used is reported"
     drawn = {p.stem: p for p in sorted((path.parent/path.stem).glob('*.png'))} | coco.get(f'{path.parent.name}/{path.name}', {})
@@ -1023,7 +1027,7 @@ def _import_scene(folder:Path, root:Path, scenario:str, coco:dict, report) -> di
             if mask is not None and mask.any(): of_camera['annotation'][str(frame)] = encode_annotation(rle_encode(mask))
     return {'scenario': scenario, 'take_name': folder.name, 'object_masks': marks}
 
-# %% ../nbs/03_dataset.ipynb #cell174
+# %% ../nbs/03_dataset.ipynb #cell179
 def import_photographs(
     folder:str|Path,              # A folder of scenes
     root:str|Path,                # The root to make or to add to
