@@ -9,6 +9,7 @@ __all__ = ['MAX_PIXELS', 'PALETTE', 'parse_counts', 'format_counts', 'Runs', 'rl
            'resize_mask', 'resize_runs', 'rle_resize', 'runs_window', 'draw_masks', 'adjacency']
 
 # %% ../nbs/01_masks.ipynb #cell004
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,14 @@ from .core import ArgumentError, MaskError
 
 # %% ../nbs/01_masks.ipynb #cell013
 def _digit_values(counts) -> np.ndarray:
-    "Six-bit digits of the characters of `counts`"
+    "Six-bit digits of the characters of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
     if isinstance(counts, str):
         try: counts = counts.encode('ascii')
         except UnicodeEncodeError: raise MaskError('RLE counts hold a character that COCO does not use') from None
     if not isinstance(counts, bytes): raise MaskError(f'RLE counts must be a string, not {type(counts).__name__}')
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if digits.size and (digits.min()<0 or digits.max()>63): raise MaskError('RLE counts hold a character that COCO does not use')
+    digits = np.frombuffer(counts, np.uint8) - np.uint8(48)
+    if not digits.size: raise MaskError('RLE counts are empty')
+    if digits.max()>63: raise MaskError('RLE counts hold a character that COCO does not use')
     return digits
 
 # %% ../nbs/01_masks.ipynb #cell014
@@ -31,17 +33,17 @@ def parse_counts(
 ) -> np.ndarray:     # int64 run lengths: background, object, background, …
     "Run lengths of a compressed RLE; `MaskError` if they cannot be read or are negative"
     digits = _digit_values(counts)
-    last = np.flatnonzero(digits < 32)
-    if digits.size==0: raise MaskError('RLE counts are empty')
-    if last.size==0 or last[-1]!=digits.size-1: raise MaskError('RLE counts end in the middle of a number')
-    first = np.concatenate(([0], last[:-1]+1))
-    length = last-first+1
+    if digits[-1]>31: raise MaskError('RLE counts end in the middle of a number')
+    last = (digits < 32).nonzero()[0]
+    length = last.copy()
+    length[0] += 1; length[1:] -= last[:-1]
     if length.max()>7: raise MaskError('RLE counts hold a number of more than 35 bits')
-    place = np.arange(digits.size) - np.repeat(first, length)
-    runs = np.add.reduceat((digits & 31) << 5*place, first)
-    runs -= ((digits[last] & 16) > 0) * (1 << 5*length)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
+    first = last-length+1
+    shift = 5*(np.arange(digits.size) - first.repeat(length))
+    runs = np.add.reduceat((digits & 31).astype(np.int64) << shift, first)
+    runs -= (digits[last] & 16).astype(np.int64) << (5*length-4)
+    runs[1::2].cumsum(out=runs[1::2])
+    runs[2::2].cumsum(out=runs[2::2])
     if runs.min()<0: raise MaskError('RLE counts hold a negative run')
     return runs
 
@@ -63,13 +65,6 @@ def format_counts(
 # %% ../nbs/01_masks.ipynb #cell020
 MAX_PIXELS = 2**27 # A mask over this is refused; the largest in Ego-Exo4D has 2160·3840 < 2**23
 
-class Runs(NamedTuple):
-    "The object pixels of a mask: intervals `[start, stop)` of positions counted down the columns"
-    height:int
-    width:int
-    starts:np.ndarray # int64 [R], increasing
-    stops:np.ndarray  # int64 [R]
-
 def _checked_size(size) -> tuple[int,int]:
     try: h, w = size
     except (TypeError, ValueError): raise MaskError(f'the size of an RLE must be [height, width], not {size!r:.60}') from None
@@ -80,30 +75,55 @@ def _checked_size(size) -> tuple[int,int]:
     return int(h), int(w)
 
 # %% ../nbs/01_masks.ipynb #cell021
-def rle_runs(
-    rle:dict # {'size': [height, width], 'counts': text}
-) -> Runs:   # The object's intervals
-    "The checked runs of an RLE; `MaskError` says what is wrong with it"
+def _intervals(rle:dict) -> tuple:
+    "Height, width, and the object's intervals `[start, stop)` of positions counted down the columns; all checks are here"
     if not isinstance(rle, dict) or not {'size', 'counts'} <= rle.keys():
         raise MaskError(f"an RLE must be a dictionary with 'size' and 'counts', not {rle!r:.60}")
     h, w = _checked_size(rle['size'])
     ends = parse_counts(rle['counts']).cumsum()
     if ends[-1]!=h*w: raise MaskError(f'the RLE counts add up to {ends[-1]:,} pixels, the size {h}×{w} needs {h*w:,}')
-    starts, stops = ends[:-1:2], ends[1::2]
-    if (keep := stops>starts).all(): return Runs(h, w, starts, stops)
-    return Runs(h, w, starts[keep], stops[keep])
+    starts = ends[:-1:2]
+    return h, w, starts, ends[1::2]
 
 # %% ../nbs/01_masks.ipynb #cell024
+class Runs(NamedTuple):
+    "The object pixels of a mask, in order: in `column`, the rows from `top` up to but without `bottom`"
+    height:int
+    width:int
+    column:np.ndarray # int64 [R], not decreasing
+    top:np.ndarray    # int64 [R]
+    bottom:np.ndarray # int64 [R]
+
+    @property
+    def area(self) -> int: "Pixels"; return int((self.bottom-self.top).sum())
+
+def rle_runs(
+    rle:dict # {'size': [height, width], 'counts': text}
+) -> Runs:   # The object's runs
+    "The checked runs of an RLE; `MaskError` says what is wrong with it"
+    h, w, starts, stops = _intervals(rle)
+    column = starts//h
+    spans = (stops-1)//h - column + 1
+    if spans.size and (spans!=1).any():
+        column = column.repeat(spans) + np.arange(spans.sum()) - (spans.cumsum()-spans).repeat(spans)
+        starts, stops = starts.repeat(spans), stops.repeat(spans)
+    offset = column*h
+    top, bottom = np.maximum(starts-offset, 0), np.minimum(stops-offset, h)
+    if (full := bottom>top).all(): return Runs(h, w, column, top, bottom)
+    return Runs(h, w, column[full], top[full], bottom[full])
+
+# %% ../nbs/01_masks.ipynb #cell027
 def rle_from_runs(runs:Runs) -> dict: # An RLE
-    "The RLE of sorted, disjoint runs; touching ones are merged"
-    h, w, starts, stops = runs
+    "The RLE of runs; touching ones are joined"
+    h, w, column, top, bottom = runs
+    starts, stops = column*h+top, column*h+bottom
     apart = starts[1:]>stops[:-1]
     ends = np.stack([starts[np.append(True, apart)[:starts.size]], stops[np.append(apart, True)[:stops.size]]], 1).ravel()
     counts = np.diff(np.append(ends, h*w), prepend=0)
     if ends.size and not counts[-1]: counts = counts[:-1]
     return {'size': [h, w], 'counts': format_counts(counts)}
 
-# %% ../nbs/01_masks.ipynb #cell027
+# %% ../nbs/01_masks.ipynb #cell030
 def rle_encode(
     mask # [H, W], anything that is zero off the object
 ) -> dict: # An RLE with text counts
@@ -119,10 +139,10 @@ def rle_decode(
 ) -> np.ndarray: # bool [H, W]
     "The dense mask of an RLE; `MaskError` if it is malformed"
     from pycocotools import mask as coco
-    rle_runs(rle)
+    _intervals(rle)
     return coco.decode(rle).astype(bool)
 
-# %% ../nbs/01_masks.ipynb #cell030
+# %% ../nbs/01_masks.ipynb #cell033
 def lz_compress(text:str) -> str: # URI-safe text
     "LZString's `compressToEncodedURIComponent`"
     from lzstring import LZString
@@ -137,7 +157,7 @@ def lz_decompress(text:str) -> str:
     if not plain: raise MaskError('the encodedMask is not LZString text')
     return plain
 
-# %% ../nbs/01_masks.ipynb #cell032
+# %% ../nbs/01_masks.ipynb #cell035
 def decode_annotation(
     encoded:str, # The release's `encodedMask`
     height:int,  # Its `height`
@@ -145,7 +165,7 @@ def decode_annotation(
 ) -> dict:       # An RLE, checked
     "The RLE of a mask of the release (SPEC 1)"
     rle = {'size': [height, width], 'counts': lz_decompress(encoded)}
-    rle_runs(rle)
+    _intervals(rle)
     return rle
 
 def encode_annotation(rle:dict) -> dict: # {'width', 'height', 'encodedMask'}
@@ -153,24 +173,19 @@ def encode_annotation(rle:dict) -> dict: # {'width', 'height', 'encodedMask'}
     h, w = rle['size']
     return {'width': int(w), 'height': int(h), 'encodedMask': lz_compress(rle['counts'])}
 
-# %% ../nbs/01_masks.ipynb #cell035
+# %% ../nbs/01_masks.ipynb #cell038
 def rle_areas(
     rles # N RLEs
 ) -> np.ndarray: # int64 [N], pixels
     "Areas"
-    return np.array([(r.stops-r.starts).sum() for r in map(rle_runs, rles)], np.int64)
+    return np.array([rle_runs(r).area for r in rles], np.int64)
 
-# %% ../nbs/01_masks.ipynb #cell036
 def runs_extent(runs:Runs) -> tuple[int,int,int,int]|None: # (y0, y1, x0, x1), ends not included
     "The smallest window that holds a mask, or `None` if it is empty"
-    h, _, starts, stops = runs
-    if not starts.size: return None
-    first, top = np.divmod(starts, h)
-    last, bottom = np.divmod(stops-1, h)
-    if (first!=last).any(): y0, y1 = 0, h
-    else: y0, y1 = int(top.min()), int(bottom.max())+1
-    return y0, y1, int(first[0]), int(last[-1])+1
+    if not runs.column.size: return None
+    return int(runs.top.min()), int(runs.bottom.max()), int(runs.column[0]), int(runs.column[-1])+1
 
+# %% ../nbs/01_masks.ipynb #cell039
 def rle_boxes(
     rles # N RLEs
 ) -> np.ndarray: # float32 [N, 4], xywh with w = x_max − x_min
@@ -178,26 +193,18 @@ def rle_boxes(
     extents = [runs_extent(rle_runs(r)) or (0,1,0,1) for r in rles]
     return np.array([(x0, y0, x1-1-x0, y1-1-y0) for y0,y1,x0,x1 in extents], np.float32).reshape(-1, 4)
 
-# %% ../nbs/01_masks.ipynb #cell040
-def _column_sum(n, h):
-    "The sum of f // h over 0 ≤ f < n"
-    q, r = np.divmod(n, h)
-    return h*q*(q-1)//2 + q*r
-
+# %% ../nbs/01_masks.ipynb #cell043
 def rle_centroids(
     rles # N RLEs
 ) -> np.ndarray: # float64 [N, 2]: mean row, mean column; NaN for an empty mask
     "Centroids of masks (SPEC 7)"
     out = np.full((len(rles), 2), np.nan)
-    for i,(h,_,starts,stops) in enumerate(map(rle_runs, rles)):
-        if not starts.size: continue
-        area = (stops-starts).sum()
-        columns = (_column_sum(stops, h) - _column_sum(starts, h)).sum()
-        positions = ((starts+stops-1)*(stops-starts)//2).sum()
-        out[i] = (positions - h*columns)/area, columns/area
+    for i,(_,_,column,top,bottom) in enumerate(map(rle_runs, rles)):
+        length = bottom-top
+        if length.size: out[i] = ((top+bottom-1)*length).sum()/2/length.sum(), (column*length).sum()/length.sum()
     return out
 
-# %% ../nbs/01_masks.ipynb #cell043
+# %% ../nbs/01_masks.ipynb #cell046
 def _same_size(rles):
     sizes = {tuple(r['size']) for r in rles}
     if len(sizes)>1: raise MaskError(f'masks of different sizes cannot be compared: {sorted(sizes)[:3]}; resize them first')
@@ -208,7 +215,7 @@ def rle_iou(
 ) -> np.ndarray: # float64 [N, M]
     "Mask IoU of each of `a` with each of `b`"
     from pycocotools import mask as coco
-    for r in (*a, *b): rle_runs(r)
+    for r in (*a, *b): _intervals(r)
     _same_size([*a, *b])
     if not len(a) or not len(b): return np.zeros((len(a), len(b)))
     return np.asarray(coco.iou(list(a), list(b), [0]*len(b)))
@@ -221,7 +228,7 @@ def rle_intersections(
     iou, total = rle_iou(a, b), rle_areas(a)[:,None]+rle_areas(b)
     return np.rint(iou*total/(1+iou)).astype(np.int64)
 
-# %% ../nbs/01_masks.ipynb #cell046
+# %% ../nbs/01_masks.ipynb #cell049
 def box_iou(
     a, # [N, 4] xywh
     b  # [M, 4] xywh
@@ -234,13 +241,16 @@ def box_iou(
     union = a[:,2:].prod(-1)[:,None] + b[:,2:].prod(-1) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union>0)
 
-# %% ../nbs/01_masks.ipynb #cell049
+# %% ../nbs/01_masks.ipynb #cell052
+@lru_cache(256)
 def nearest_index(
     n_out:int, # Pixels wanted along one side
     n_in:int   # Pixels there are
-) -> np.ndarray: # int64 [n_out]
+) -> np.ndarray: # int64 [n_out], read-only: the few sizes in use are kept
     "Which input pixel each output pixel takes, by OpenCV's `INTER_NEAREST`"
-    return np.minimum(np.floor(np.arange(n_out) * (1/(n_out/n_in))).astype(np.int64), n_in-1)
+    index = np.minimum(np.floor(np.arange(n_out) * (1/(n_out/n_in))).astype(np.int64), n_in-1)
+    index.flags.writeable = False
+    return index
 
 def resize_mask(
     mask:np.ndarray,    # [H, W]
@@ -250,34 +260,22 @@ def resize_mask(
     h, w = _checked_size(size)
     return mask[nearest_index(h, mask.shape[0])[:,None], nearest_index(w, mask.shape[1])]
 
-# %% ../nbs/01_masks.ipynb #cell052
-def _pieces(runs:Runs):
-    "Runs cut at column ends: column, first row, last row + 1"
-    h, _, starts, stops = runs
-    first = starts//h
-    spans = (stops-1)//h - first + 1
-    column = np.repeat(first, spans)
-    if spans.size and spans.max()>1: column += np.arange(column.size) - np.repeat(spans.cumsum()-spans, spans)
-    top, bottom = np.repeat(starts, spans) - column*h, np.repeat(stops, spans) - column*h
-    return column, top.clip(0), bottom.clip(max=h)
-
+# %% ../nbs/01_masks.ipynb #cell055
 def resize_runs(
     runs:Runs,          # A mask
     size:tuple[int,int] # (height, width) wanted
-) -> Runs:              # Touching runs are not merged
+) -> Runs:
     "A mask at another size by OpenCV's `INTER_NEAREST`, from runs to runs"
     h, w = _checked_size(size)
     if (runs.height, runs.width)==(h, w): return runs
-    column, top, bottom = _pieces(runs)
     source_row, source_column = nearest_index(h, runs.height), nearest_index(w, runs.width)
-    top, bottom = source_row.searchsorted(top), source_row.searchsorted(bottom)
-    keep = bottom>top
-    column, top, bottom = column[keep], top[keep], bottom[keep]
-    low, high = column.searchsorted(source_column), column.searchsorted(source_column, 'right')
-    n = high-low
-    take = np.arange(n.sum()) - np.repeat(n.cumsum()-n-low, n)
-    offset = np.repeat(np.arange(w)*h, n)
-    return Runs(h, w, offset+top[take], offset+bottom[take])
+    top, bottom = source_row.searchsorted(runs.top), source_row.searchsorted(runs.bottom)
+    full = bottom>top
+    column, top, bottom = runs.column[full], top[full], bottom[full]
+    low = column.searchsorted(source_column)
+    n = column.searchsorted(source_column, 'right') - low
+    take = np.arange(n.sum()) - (n.cumsum()-n-low).repeat(n)
+    return Runs(h, w, np.arange(w).repeat(n), top[take], bottom[take])
 
 def rle_resize(
     rle:dict,           # An RLE
@@ -286,21 +284,19 @@ def rle_resize(
     "An RLE at another size, as OpenCV's `INTER_NEAREST` on the dense mask would give it"
     return rle_from_runs(resize_runs(rle_runs(rle), size))
 
-# %% ../nbs/01_masks.ipynb #cell056
+# %% ../nbs/01_masks.ipynb #cell059
 def runs_window(
     runs:Runs,                      # A mask
     window:tuple[int,int,int,int]   # (y0, y1, x0, x1), ends not included, holding the mask
 ) -> np.ndarray:                    # uint8 [x1-x0, y1-y0]: **columns first**
     "The dense pixels of a window that holds the whole mask, stored column by column"
     y0, y1, x0, x1 = window
-    h, tall = runs.height, y1-y0
-    def place(f): column, row = np.divmod(f, h); return (column-x0)*tall + row-y0
-    toggles = np.zeros((x1-x0)*tall+1, np.uint8)
-    toggles[place(runs.starts)] = 1
-    toggles[place(runs.stops-1)+1] ^= 1
-    return np.bitwise_xor.accumulate(toggles[:-1]).reshape(x1-x0, tall)
+    cells = np.zeros((x1-x0, y1-y0+1), np.uint8)
+    np.add.at(cells, (runs.column-x0, runs.top-y0), 1)
+    np.subtract.at(cells, (runs.column-x0, runs.bottom-y0), 1)
+    return cells.cumsum(1, dtype=np.uint8)[:,:-1]
 
-# %% ../nbs/01_masks.ipynb #cell059
+# %% ../nbs/01_masks.ipynb #cell062
 PALETTE = np.array([(230,159,0), (86,180,233), (0,158,115), (240,228,66), (0,114,178), (213,94,0), (204,121,167)], np.uint8)
 
 def draw_masks(
@@ -323,7 +319,7 @@ def draw_masks(
         if outline: part[inside & ~binary_erosion(inside, iterations=outline)] = color
     return out.round().astype(np.uint8)
 
-# %% ../nbs/01_masks.ipynb #cell064
+# %% ../nbs/01_masks.ipynb #cell067
 def _triangulation_edges(points:np.ndarray) -> np.ndarray: # int [E, 2]
     "Pairs of points that a Delaunay triangulation joins"
     from scipy.spatial import Delaunay, QhullError
