@@ -9,12 +9,12 @@ __all__ = ['LONGEST', 'SPLITS', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'PHOTOGRAPH
            'extract_frames', 'write_annotation', 'is_complete', 'write_lists', 'download_take', 'Preparation',
            'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'read_splits', 'split_pairs',
            'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations', 'image_size',
-           'resize_image', 'fit_image', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
+           'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
            'read_photograph', 'upright_mask', 'read_mask_png', 'segmentation_rle', 'read_coco', 'scene_photographs',
            'import_photographs']
 
 # %% ../nbs/03_dataset.ipynb #cell004
-import hashlib, os, re, shutil, subprocess
+import hashlib, html, os, re, shutil, subprocess
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -83,7 +83,7 @@ def read_frames(
                 at = stamp
             yield index, None if frame is None else frame.to_ndarray(format='rgb24')
 
-# %% ../nbs/03_dataset.ipynb #cell024
+# %% ../nbs/03_dataset.ipynb #cell026
 LONGEST = {'ego': 704, 'exo': 960} # Longer side of a prepared frame: half of 1408, a quarter of 3840
 
 def prepared_size(
@@ -96,7 +96,7 @@ def prepared_size(
     if longest<=LONGEST[view]: return h, w
     return max(1, h*LONGEST[view]//longest), max(1, w*LONGEST[view]//longest)
 
-# %% ../nbs/03_dataset.ipynb #cell026
+# %% ../nbs/03_dataset.ipynb #cell028
 def _write_bytes(path:Path, data:bytes):
     "Write a file atomically; a disk that refuses is a `FileError`"
     try:
@@ -115,7 +115,7 @@ def save_frame(
     if (h, w)!=image.shape[:2]: image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if smooth else cv2.INTER_LINEAR)
     _write_bytes(Path(path), cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
 
-# %% ../nbs/03_dataset.ipynb #cell029
+# %% ../nbs/03_dataset.ipynb #cell031
 def check_entry(
     entry, # A take's entry in `relations_*.json` (SPEC 1)
     take:str # Its uid, for the message
@@ -137,7 +137,7 @@ def check_entry(
                 need(isinstance(mask, dict) and {'width', 'height', 'encodedMask'} <= mask.keys(),
                      "a mask lacks 'width', 'height' or 'encodedMask'", **where, frame=frame)
 
-# %% ../nbs/03_dataset.ipynb #cell032
+# %% ../nbs/03_dataset.ipynb #cell034
 def cameras_of(
     entry:dict, # A take's entry in `relations_*.json`
     take:str    # Its uid, for the message
@@ -150,7 +150,7 @@ def cameras_of(
     if len(cameras)<2: raise DataError('has no exo camera; the take is left out', take=take)
     return cameras
 
-# %% ../nbs/03_dataset.ipynb #cell035
+# %% ../nbs/03_dataset.ipynb #cell037
 def wanted_frames(
     entry:dict # A take's entry in `relations_*.json`
 ) -> dict[str,list[int]]: # Camera → frames, increasing
@@ -164,7 +164,7 @@ def wanted_frames(
                 if view_of(c)==view: wanted.setdefault(c, set()).update(masked[c], m.get('annotated_frames', []), asked)
     return {c: sorted(f) for c,f in wanted.items()}
 
-# %% ../nbs/03_dataset.ipynb #cell038
+# %% ../nbs/03_dataset.ipynb #cell040
 def read_masks(
     entry:dict,       # A take's entry in `relations_*.json`
     take:str,         # Its uid
@@ -183,7 +183,7 @@ def read_masks(
                 except MaskError as e: problems.append(e.at(take=take, object=name, camera=camera, frame=frame))
     return masks, problems
 
-# %% ../nbs/03_dataset.ipynb #cell041
+# %% ../nbs/03_dataset.ipynb #cell043
 SPLITS = ('train', 'val', 'test')
 
 class Take(NamedTuple):
@@ -199,7 +199,7 @@ class Take(NamedTuple):
         names = (self.entry.get('scenario'), self.about.get('parent_task_name'), self.about.get('task_name'))
         return {n.casefold() for n in names if isinstance(n, str)}
 
-# %% ../nbs/03_dataset.ipynb #cell042
+# %% ../nbs/03_dataset.ipynb #cell044
 def read_relations(
     release:Path, # A release
     split:str     # 'train', 'val' or 'test'
@@ -211,7 +211,7 @@ def read_relations(
     version = f"; it says it is version {content['version']}" if isinstance(content, dict) and 'version' in content else ''
     raise DataError(f"has no table 'annotations': not a relations file of the version that is read here{version}", file=path)
 
-# %% ../nbs/03_dataset.ipynb #cell044
+# %% ../nbs/03_dataset.ipynb #cell046
 def read_release(
     release:str|Path,           # A release (SPEC 1)
     splits=SPLITS,              # Which splits to read
@@ -235,7 +235,7 @@ def read_release(
             takes.append(Take(uid, split, entries[uid], about.get(uid, known)))
     return takes
 
-# %% ../nbs/03_dataset.ipynb #cell046
+# %% ../nbs/03_dataset.ipynb #cell048
 def select_takes(
     takes:list[Take],  # Takes of a release
     scenario:str=None, # A name of `Take.scenarios`, upper or lower case
@@ -243,9 +243,10 @@ def select_takes(
 ) -> list[Take]:
     "The takes of a scenario or with these uids; `ArgumentError` names what is not there"
     if uids is not None:
-        if unknown := set(uids) - {t.uid for t in takes}:
+        uids = set(uids)
+        if unknown := uids - {t.uid for t in takes}:
             raise ArgumentError(f"not in the chosen splits of this release: {', '.join(sorted(unknown))}")
-        takes = [t for t in takes if t.uid in set(uids)]
+        takes = [t for t in takes if t.uid in uids]
     if scenario is None: return takes
     chosen = [t for t in takes if scenario.casefold() in t.scenarios]
     if not chosen:
@@ -253,7 +254,7 @@ def select_takes(
         raise ArgumentError(f"no take of the scenario {scenario!r}; there are {', '.join(known) or 'none'}")
     return chosen
 
-# %% ../nbs/03_dataset.ipynb #cell049
+# %% ../nbs/03_dataset.ipynb #cell051
 def video_path(
     release:str|Path,   # A release
     take_name:str,      # `take_name`
@@ -265,7 +266,7 @@ def video_path(
     if part not in below: raise ArgumentError(f"part must be one of {', '.join(below)}, not {part!r}")
     return inside(release, 'takes', take_name, 'frame_aligned_videos', *below[part], f'{camera}.mp4')
 
-# %% ../nbs/03_dataset.ipynb #cell051
+# %% ../nbs/03_dataset.ipynb #cell053
 def frame_path(
     root:str|Path, # A root
     take:str,      # Its uid
@@ -285,12 +286,21 @@ def frames_on_disk(
     if not folder.is_dir(): return set()
     return {int(f[:-4]) for f in os.listdir(folder) if f.endswith('.jpg') and f[:-4].isdecimal()}
 
-# %% ../nbs/03_dataset.ipynb #cell053
+# %% ../nbs/03_dataset.ipynb #cell055
 def _some(frames) -> str:
     "A few frames in words"
     frames = sorted(frames)
     return ('frame ' if len(frames)==1 else 'frames ') + ', '.join(map(str, frames[:4])) + (f' and {len(frames)-4} more' if len(frames)>4 else '')
 
+def _why_lost(video:Path, lost) -> str:
+    "What to say of frames that a video did not give"
+    import av
+    with av.open(str(video)) as container: times = frame_times(container)
+    there = len(times.stamps)
+    if min(lost)>=max(there, times.announced): return f'asks for {_some(lost)} past the end of the video, which has {there}'
+    return f'{_some(lost)} cannot be read, the video is truncated or damaged: of {times.announced} frames {there} are certain'
+
+# %% ../nbs/03_dataset.ipynb #cell057
 def extract_frames(
     video:str|Path, # A video
     frames,         # Indices that are wanted
@@ -308,9 +318,9 @@ def extract_frames(
             written += 1; lost.discard(index)
     except EgoExoError as e: return written, [e.at(take=take, camera=camera)]
     if not lost: return written, []
-    return written, [DataError(f'{_some(lost)} cannot be had from the video, which is shorter or damaged', file=video, take=take, camera=camera)]
+    return written, [DataError(_why_lost(video, lost), take=take, camera=camera, file=video)]
 
-# %% ../nbs/03_dataset.ipynb #cell056
+# %% ../nbs/03_dataset.ipynb #cell060
 def write_annotation(
     root:str|Path, # The root
     take:str,      # Uid
@@ -330,7 +340,7 @@ def write_annotation(
     except OSError as e: problems.append(FileError(f'cannot be written ({e.strerror or e})', file=path, take=take))
     return problems
 
-# %% ../nbs/03_dataset.ipynb #cell059
+# %% ../nbs/03_dataset.ipynb #cell063
 def is_complete(
     root:str|Path, # The root
     take:Take      # A take of the release
@@ -343,7 +353,7 @@ def is_complete(
     except (EgoExoError, KeyError, TypeError): return False
     return all(f in masks.get(o, {}).get(c, {}) for o,m in take.entry['object_masks'].items() for c,x in m.items() for f in x['annotation'])
 
-# %% ../nbs/03_dataset.ipynb #cell062
+# %% ../nbs/03_dataset.ipynb #cell066
 def write_lists(
     root:str|Path,        # The root
     takes:list[Take],     # Takes that are now in the root
@@ -364,7 +374,7 @@ def write_lists(
         write_json(about_path, [about[u] for uids in splits.values() for u in uids if u in about])
     except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
 
-# %% ../nbs/03_dataset.ipynb #cell065
+# %% ../nbs/03_dataset.ipynb #cell069
 def download_take(
     uid:str,           # Take
     folder:str|Path,   # Where to; the video lies in `takes/<take_name>/…` below it
@@ -379,7 +389,7 @@ def download_take(
         words = (answer.stderr.strip() or answer.stdout.strip() or 'it said nothing').splitlines()[-1]
         raise FileError(f'the downloader failed with exit code {answer.returncode}: {words:.200}', take=uid)
 
-# %% ../nbs/03_dataset.ipynb #cell069
+# %% ../nbs/03_dataset.ipynb #cell073
 class Preparation:
     "What a preparation did: takes in the root, frames, problems"
     def __init__(self,
@@ -401,7 +411,7 @@ class Preparation:
         return '\n'.join(lines + [f'- {p}' for p in self.problems])
     __repr__ = __str__
 
-# %% ../nbs/03_dataset.ipynb #cell072
+# %% ../nbs/03_dataset.ipynb #cell076
 class _Extraction:
     "The videos of one take, being extracted by a pool"
     def __init__(self, result:Preparation, take:Take, pool, bar, videos:Path, part:str):
@@ -425,7 +435,7 @@ class _Extraction:
             self.result.report(problem)
         if inside(self.result.root/'processed', self.take.uid, 'annotation.json').exists(): self.result.takes.append(self.take)
 
-# %% ../nbs/03_dataset.ipynb #cell073
+# %% ../nbs/03_dataset.ipynb #cell077
 def _prepare_takes(takes, result:Preparation, pool, bar, release:Path, part:str):
     "All takes of a release that is on disk"
     started = []
@@ -448,7 +458,7 @@ def _download_takes(takes, result:Preparation, pool, bar, release:Path, part:str
         except EgoExoError as e: result.report(e)
         finally: shutil.rmtree(scratch, ignore_errors=True)
 
-# %% ../nbs/03_dataset.ipynb #cell074
+# %% ../nbs/03_dataset.ipynb #cell078
 def prepare(
     release:str|Path,       # A release (SPEC 1)
     root:str|Path,          # The root to make or to add to (SPEC 2)
@@ -462,7 +472,7 @@ def prepare(
     strict:bool=False       # Stop at the first problem
 ) -> Preparation:           # What was done and what went wrong; its text is the summary
     "Extract the annotated frames and masks of a release; goes on where an earlier run was stopped"
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     release, result = Path(release), Preparation(root, strict)
     if unknown := set(splits)-set(SPLITS): raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
     video_path(release, 'any', 'any', part)
@@ -477,7 +487,7 @@ def prepare(
     if result.takes: write_lists(result.root, result.takes, everything)
     return result
 
-# %% ../nbs/03_dataset.ipynb #cell094
+# %% ../nbs/03_dataset.ipynb #cell098
 def _virtual(data_dir:str, take:str, camera:str, name:str, kind:str, frame) -> str:
     for part in (take, camera, name):
         if not part or '//' in part or part[0]=='/' or part[-1]=='/':
@@ -502,7 +512,7 @@ def make_pairs(
                 pairs.append(tuple(_virtual(data_dir, take, c, name, kind, frame) for c in (ego[-1], exo) for kind in ('rgb', 'mask')))
     return pairs
 
-# %% ../nbs/03_dataset.ipynb #cell099
+# %% ../nbs/03_dataset.ipynb #cell103
 def _ends(pair) -> tuple: # ((take, camera, object, frame) of ego, of exo)
     parts = [pair[i].rsplit('//', 5) for i in (0, 2)]
     return tuple((p[1], p[2], p[3], p[5]) for p in parts)
@@ -520,7 +530,7 @@ def sample_by_ratio(
     if not 0<ratio<=1: raise ArgumentError(f'the ratio must lie between 0 and 1, not {ratio}')
     return [p for p in pairs if all(_drawn(end, seed)<ratio for end in _ends(p))]
 
-# %% ../nbs/03_dataset.ipynb #cell101
+# %% ../nbs/03_dataset.ipynb #cell105
 def sample_by_count(
     pairs:list,  # Pairs
     count:int,   # How many to keep
@@ -538,7 +548,7 @@ def sample_by_count(
         order = order[np.argsort(turn[order], kind='stable')]
     return [pairs[i] for i in np.sort(order[:count])]
 
-# %% ../nbs/03_dataset.ipynb #cell106
+# %% ../nbs/03_dataset.ipynb #cell110
 REFERENCE_NAMES = {'train': 'train_{}_20percent_pairs.json', 'val': 'custom_val_{}_pairs_10.json', 'test': 'test_{}_pairs.json'}
 
 def pairs_path(
@@ -552,7 +562,7 @@ def pairs_path(
     path, other = folder/f'{split}_{key}_pairs.json', folder/REFERENCE_NAMES[split].format(key)
     return other if other.exists() and not path.exists() else path
 
-# %% ../nbs/03_dataset.ipynb #cell108
+# %% ../nbs/03_dataset.ipynb #cell112
 def read_splits(root:str|Path) -> dict: # split → uids
     "The takes of a root by split (`processed/split.json`)"
     path = Path(root)/'processed'/'split.json'
@@ -578,14 +588,14 @@ def split_pairs(
         made += len(here)
     return pairs, made-len(pairs)
 
-# %% ../nbs/03_dataset.ipynb #cell109
+# %% ../nbs/03_dataset.ipynb #cell113
 def _read_annotation(path:Path) -> dict:
     "An `annotation.json` of anybody's making, with `masks`"
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get('masks'), dict): raise DataError("has no 'masks' (SPEC 2)", file=path)
     return content
 
-# %% ../nbs/03_dataset.ipynb #cell111
+# %% ../nbs/03_dataset.ipynb #cell115
 def write_pairs(
     root:str|Path,            # A root
     direction:str=None,       # 'exo2ego' or 'ego2exo'; both by default
@@ -615,7 +625,7 @@ def write_pairs(
             rows.append(dict(split=split, direction=str(way), pairs=len(kept), of=len(pairs), without_frame=lost, file=next(iter(names))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/03_dataset.ipynb #cell115
+# %% ../nbs/03_dataset.ipynb #cell119
 def _read_pair(pair, source:str) -> tuple:
     ego, exo = _ends(pair)
     if (ego[0], ego[2], ego[3])!=(exo[0], exo[2], exo[3]): raise ValueError('two ends of a pair differ')
@@ -640,7 +650,7 @@ def read_pairs(
             raise DataError(f'pair {i} is not four paths DATA_DIR//take//camera//object//rgb|mask//frame', file=path) from None
     return pd.DataFrame(rows, columns=['take', 'object', 'source_cam', 'dest_cam', 'frame']).astype({'frame': int})
 
-# %% ../nbs/03_dataset.ipynb #cell118
+# %% ../nbs/03_dataset.ipynb #cell122
 def frames_of(
     pairs:pd.DataFrame, # Pairs, as `read_pairs` gives them
     side:str='both'     # 'source', 'dest' or 'both'
@@ -651,7 +661,7 @@ def frames_of(
     both = [pairs[['take', f'{s}_cam', 'frame']].rename(columns={f'{s}_cam': 'camera'}) for s in sides]
     return pd.concat(both).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #cell120
+# %% ../nbs/03_dataset.ipynb #cell124
 def load_frame(
     root:str|Path, # A root
     take:str,      # Its uid
@@ -667,7 +677,7 @@ def load_frame(
     if image is None: raise FileError('is not a picture; delete it and prepare the take again', file=path)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/03_dataset.ipynb #cell123
+# %% ../nbs/03_dataset.ipynb #cell127
 class TakeAnnotation(NamedTuple):
     "What is annotated in a take"
     masks:dict          # Object → camera → frame (text) → RLE in the release's resolution
@@ -680,7 +690,7 @@ def _looked_at(marks:dict, masks:dict) -> set[int]:
     "The annotated frames of an object in a camera, without those whose mask could not be used"
     return set(marks.get('annotated_frames') or map(int, marks['annotation'])) - {int(f) for f in marks['annotation'] if f not in masks}
 
-# %% ../nbs/03_dataset.ipynb #cell124
+# %% ../nbs/03_dataset.ipynb #cell128
 class Annotations:
     "The annotations of a root, read take by take when asked for"
     def __init__(self,
@@ -712,7 +722,7 @@ class Annotations:
         except MaskError as e: raise e.at(take=take, object=name, camera=camera, frame=frame)
         return rle
 
-# %% ../nbs/03_dataset.ipynb #cell129
+# %% ../nbs/03_dataset.ipynb #cell133
 RULES = ('report', 'reference')
 GRIDS = {'ego': (50, 50), 'exo': (38, 68)} # Patches (rows, columns) of the report's images
 
@@ -731,7 +741,7 @@ def image_size(
         if not rows*columns: raise ArgumentError(f'an image of {original[0]}×{original[1]} is smaller than a patch of {patch}')
     return rows*patch, columns*patch
 
-# %% ../nbs/03_dataset.ipynb #cell131
+# %% ../nbs/03_dataset.ipynb #cell135
 def resize_image(
     image:np.ndarray,     # uint8 [H, W, 3]
     size:tuple[int,int],  # (height, width) wanted
@@ -745,7 +755,7 @@ def resize_image(
     how = cv2.INTER_NEAREST if rule=='reference' else cv2.INTER_LINEAR if h>old_h or w>old_w else cv2.INTER_AREA
     return cv2.resize(image, (w, h), interpolation=how)
 
-# %% ../nbs/03_dataset.ipynb #cell133
+# %% ../nbs/03_dataset.ipynb #cell137
 def fit_image(
     image:np.ndarray,    # uint8 [H, W, 3]
     view:str,            # 'ego' or 'exo'
@@ -757,7 +767,24 @@ def fit_image(
     if landscape and image.shape[0]>image.shape[1]: image = resize_image(image, image.shape[1::-1], 'reference')
     return resize_image(image, image_size(view, patch, rule, image.shape[:2]), rule)
 
-# %% ../nbs/03_dataset.ipynb #cell136
+# %% ../nbs/03_dataset.ipynb #cell140
+def pair_rles(
+    annotations:Annotations, # Of the root
+    pair                     # A row of `read_pairs`
+) -> tuple[dict,dict|None]:  # Source; destination, or `None` where it is not visible
+    "The masks of a pair in the release's resolution"
+    take, name, *cameras, frame = pair
+    source, dest = (annotations.rle(take, name, camera, frame) for camera in cameras)
+    if source is None: raise DataError('has no mask in the source view', take=take, object=name, camera=cameras[0], frame=frame)
+    return source, dest
+
+# %% ../nbs/03_dataset.ipynb #cell143
+def _side(image:np.ndarray, rle:dict|None) -> tuple: # The mask at the image's size, bool [H, W]; its box, float32 [4] xywh
+    size = image.shape[:2]
+    if rle is None: return np.zeros(size, bool), np.zeros(4, np.float32)
+    rle = rle_from_runs(resize_runs(rle_runs(rle), size))
+    return rle_decode(rle), rle_boxes([rle])[0].astype(np.float32)
+
 class PairDataset:
     "The pairs of a split, as images, masks and boxes at a backbone's size"
     def __init__(self,
@@ -771,35 +798,22 @@ class PairDataset:
         keep:int=32                # Takes whose annotations stay in memory
     ):
         self.root, self.direction = Path(root), Direction(direction)
-        self.patch, self.rule, self.landscape = patch, rule, landscape
+        self.fit = dict(patch=patch, rule=rule, landscape=landscape)
         self.pairs = read_pairs(pairs_path(root, split, direction), direction) if pairs is None else pairs.reset_index(drop=True)
         self.annotations = Annotations(root, keep)
 
     def __len__(self): return len(self.pairs)
+    def rles(self, i:int) -> tuple: "A pair's masks as RLE, see `pair_rles`"; return pair_rles(self.annotations, self.pairs.iloc[i])
 
-    def rles(self,
-        i:int # Index of a pair
-    ) -> tuple[dict,dict|None]: # Source; destination, or `None` where it is not visible
-        "The pair's masks in the release's resolution"
-        take, name, *cameras, frame = self.pairs.iloc[i]
-        source, dest = (self.annotations.rle(take, name, camera, frame) for camera in cameras)
-        if source is None: raise DataError('has no mask in the source view', take=take, object=name, camera=cameras[0], frame=frame)
-        return source, dest
+    def __getitem__(self, i:int) -> dict: # source_image, source_mask, source_box, the same of dest, visible, and the pair's columns
+        "A pair: images uint8 [H, W, 3] RGB, masks bool [H, W], boxes float32 [4] xywh"
+        item, pair = {}, self.pairs.iloc[i]
+        for side, view, rle in zip(('source', 'dest'), (self.direction.source, self.direction.dest), self.rles(i)):
+            item[f'{side}_image'] = image = fit_image(load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, **self.fit)
+            item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
+        return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
 
-    def _side(self, side:str, view:str, pair, rle:dict|None) -> dict:
-        image = fit_image(load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, self.patch, self.rule, self.landscape)
-        size = image.shape[:2]
-        runs = None if rle is None else resize_runs(rle_runs(rle), size)
-        rle = rle_encode(np.zeros(size)) if runs is None else rle_from_runs(runs)
-        return {f'{side}_image': image, f'{side}_mask': rle_decode(rle), f'{side}_box': rle_boxes([rle])[0].astype(np.float32)}
-
-    def __getitem__(self, i:int) -> dict: # *_image uint8 [H, W, 3] RGB, *_mask bool [H, W], *_box float32 [4] xywh, visible, and the columns of `read_pairs`
-        "A pair"
-        pair, (source, dest) = self.pairs.iloc[i], self.rles(i)
-        item = self._side('source', self.direction.source, pair, source) | self._side('dest', self.direction.dest, pair, dest)
-        return item | {'visible': bool(item['dest_mask'].any())} | {k: v.item() if hasattr(v, 'item') else v for k,v in pair.items()}
-
-# %% ../nbs/03_dataset.ipynb #cell144
+# %% ../nbs/03_dataset.ipynb #cell151
 def ground_truth(
     root:str|Path,          # A root
     pairs,                  # Pairs (`read_pairs`), or the name of a split whose pair file is read
@@ -822,7 +836,7 @@ def ground_truth(
         if masks: truth[take] = {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c,f in cs.items()} for o,cs in frames.items()}}
     return {'annotations': truth}
 
-# %% ../nbs/03_dataset.ipynb #cell150
+# %% ../nbs/03_dataset.ipynb #cell159
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
     takes:pd.DataFrame      # A row per take: split, scenario, cameras, objects, masks, frames, MB, missing (frames that pairs need)
@@ -834,12 +848,13 @@ class RootSummary(NamedTuple):
         lines = [f"{len(t)} takes, {t.frames.sum():,} frames ({t.MB.sum():,.1f} MB), {t.objects.sum():,} objects, {t.masks.sum():,} masks"]
         lines += [f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible' for name,row in self.pair_files.iterrows()]
         return '\n'.join(lines + [f'missing: {m}' for m in self.missing])
+    __repr__ = __str__
 
     def _repr_html_(self):
-        words = ''.join(f'<li>{m}</li>' for m in self.missing) or '<li>nothing</li>'
+        words = ''.join(f'<li>{html.escape(m)}</li>' for m in self.missing) or '<li>nothing</li>'
         return f"{self.takes.to_html(max_rows=20)}{self.pair_files.to_html()}<p>Missing:</p><ul>{words}</ul>"
 
-# %% ../nbs/03_dataset.ipynb #cell151
+# %% ../nbs/03_dataset.ipynb #cell160
 def _describe_take(root:Path, split:str, uid:str, a:TakeAnnotation) -> dict:
     marks = {o: {c: {'annotation': f} for c,f in cameras.items()} for o,cameras in a.masks.items()}
     wanted = wanted_frames({'object_masks': marks})
@@ -855,7 +870,7 @@ def _describe_pairs(path:Path, annotations:Annotations) -> dict:
     return dict(file=path.name, pairs=len(pairs), takes=pairs['take'].nunique(), objects=len(pairs[['take', 'object']].drop_duplicates()),
                 visible=float(np.mean(visible)) if visible else 0.)
 
-# %% ../nbs/03_dataset.ipynb #cell152
+# %% ../nbs/03_dataset.ipynb #cell161
 def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair files, and what is missing
     "What is in a root, and what is not"
     root, annotations, rows, missing = Path(root), Annotations(root), [], []
@@ -873,7 +888,7 @@ def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair file
     pair_files = pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
     return RootSummary(takes, pair_files, missing)
 
-# %% ../nbs/03_dataset.ipynb #cell156
+# %% ../nbs/03_dataset.ipynb #cell165
 def read_photograph(
     path:str|Path # A photograph
 ) -> tuple[np.ndarray,int]: # uint8 [H, W, 3] RGB, upright; the EXIF orientation it had (1 to 8)
@@ -899,7 +914,7 @@ def upright_mask(
     if orientation in turns and _same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
     raise DataError(f'a mask of {mask.shape[0]}×{mask.shape[1]} does not fit a photograph of {size[0]}×{size[1]}')
 
-# %% ../nbs/03_dataset.ipynb #cell159
+# %% ../nbs/03_dataset.ipynb #cell168
 def read_mask_png(
     path:str|Path # A mask as PNG
 ) -> np.ndarray:  # bool [H, W]
@@ -917,7 +932,7 @@ def read_mask_png(
     if values.ndim==3: values = values.max(2)
     return values > values.max()/2
 
-# %% ../nbs/03_dataset.ipynb #cell162
+# %% ../nbs/03_dataset.ipynb #cell171
 def segmentation_rle(
     segmentation, # Polygons [[x, y, x, y, …], …], or {'size', 'counts'} with numbers or text
     height:int,   # Of the image
@@ -942,7 +957,7 @@ def segmentation_rle(
     rle = coco.merge(coco.frPyObjects(polygons, height, width))
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
-# %% ../nbs/03_dataset.ipynb #cell164
+# %% ../nbs/03_dataset.ipynb #cell173
 def _coco_name(annotation:dict, categories:dict) -> str:
     "Which object an annotation is about"
     attributes = annotation.get('attributes')
@@ -969,7 +984,7 @@ def read_coco(
         except EgoExoError as e: report(e.at(file=path, image=name, object=obj))
     return masks
 
-# %% ../nbs/03_dataset.ipynb #cell167
+# %% ../nbs/03_dataset.ipynb #cell176
 PHOTOGRAPH = re.compile(r'(ego|exo\w*)(?:-(\d+))?\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
 
 def scene_photographs(
@@ -986,14 +1001,14 @@ def scene_photographs(
     if alone := frames['ego'] ^ frames['exo']: raise DataError(f'has no photograph of the other view for {_some(alone)}', take=Path(folder).name)
     return dict(sorted(photos.items()))
 
-# %% ../nbs/03_dataset.ipynb #cell169
-def _scene_masks(path:Path, size, orientation:int, coco:dict, report) -> dict: # object → bool mask
+# %% ../nbs/03_dataset.ipynb #cell178
+def _scene_masks(path:Path, size, orientation:int, coco:dict, report) -> dict: # object → bool mask, or `None` where it cannot be used
     "The masks drawn on a photograph, upright; what cannot be used is reported"
     drawn = {p.stem: p for p in sorted((path.parent/path.stem).glob('*.png'))} | coco.get(f'{path.parent.name}/{path.name}', {})
     masks = {}
     for name, mask in drawn.items():
         try: masks[name] = upright_mask(rle_decode(mask) if isinstance(mask, dict) else read_mask_png(mask), size, orientation)
-        except EgoExoError as e: report(e.at(take=path.parent.name, photograph=path.name, object=name))
+        except EgoExoError as e: masks[name] = report(e.at(take=path.parent.name, photograph=path.name, object=name))
     return masks
 
 def _import_scene(folder:Path, root:Path, scenario:str, coco:dict, report) -> dict:
@@ -1002,15 +1017,17 @@ def _import_scene(folder:Path, root:Path, scenario:str, coco:dict, report) -> di
     for (camera, frame), path in photos.items():
         image, orientation = read_photograph(path)
         save_frame(frame_path(root, folder.name, camera, frame), image, view_of(camera), smooth=True)
-        for name, mask in _scene_masks(path, image.shape[:2], orientation, coco, report).items():
-            seen = masks.setdefault(name, {}).setdefault(camera, {})
-            if mask.any(): seen[str(frame)] = encode_annotation(rle_encode(mask))
-    frames = {}
-    for camera, frame in photos: frames.setdefault(camera, []).append(frame)
-    marks = {o: {c: {'annotation': seen.get(c, {}), 'annotation_fps': 1, 'annotated_frames': sorted(f)} for c,f in frames.items()} for o,seen in masks.items()}
+        masks[camera, frame] = _scene_masks(path, image.shape[:2], orientation, coco, report)
+    marks = {name: {} for drawn in masks.values() for name in drawn}
+    for name in marks:
+        for (camera, frame), drawn in masks.items():
+            mask = drawn.get(name, np.zeros((1, 1)))
+            of_camera = marks[name].setdefault(camera, {'annotation': {}, 'annotation_fps': 1, 'annotated_frames': []})
+            if mask is not None: of_camera['annotated_frames'].append(frame)
+            if mask is not None and mask.any(): of_camera['annotation'][str(frame)] = encode_annotation(rle_encode(mask))
     return {'scenario': scenario, 'take_name': folder.name, 'object_masks': marks}
 
-# %% ../nbs/03_dataset.ipynb #cell170
+# %% ../nbs/03_dataset.ipynb #cell179
 def import_photographs(
     folder:str|Path,              # A folder of scenes
     root:str|Path,                # The root to make or to add to
@@ -1030,7 +1047,7 @@ def import_photographs(
             entry = _import_scene(scene, result.root, scenario, coco, result.report)
             if not entry['object_masks']: raise DataError('has no masks; the scene is left out', take=scene.name)
         except EgoExoError as e: result.report(e.at(take=scene.name)); continue
-        result.written += len({(c, f) for m in entry['object_masks'].values() for c,marks in m.items() for f in marks['annotated_frames']})
+        result.written += len(scene_photographs(scene))
         if problems := write_annotation(result.root, scene.name, entry):
             for problem in problems: result.report(problem)
         else: result.takes.append(Take(scene.name, split, entry, {'take_uid': scene.name, 'take_name': scene.name}))
