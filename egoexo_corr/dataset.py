@@ -846,7 +846,7 @@ class RootSummary(NamedTuple):
     def __str__(self):
         t = self.takes
         lines = [f"{len(t)} takes, {t.frames.sum():,} frames ({t.MB.sum():,.1f} MB), {t.objects.sum():,} objects, {t.masks.sum():,} masks"]
-        lines += [f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible' for name,row in self.pair_files.iterrows()]
+        lines += [f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible' for name,row in zip(self.pair_files.index, self.pair_files.itertuples())]
         return '\n'.join(lines + [f'missing: {m}' for m in self.missing])
     __repr__ = __str__
 
