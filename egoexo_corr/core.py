@@ -138,6 +138,7 @@ def fetch(
     "A file from the web, downloaded once and checked each time; `FileError` says how to get it by hand"
     import pooch, requests
     path = cache_dir()/name
+    pooch.get_logger().setLevel('WARNING')
     if path.is_file() and sha256(path)==known_sha256: return path
     try: pooch.retrieve(url, f'sha256:{known_sha256}', fname=path.name, path=path.parent,
                         downloader=pooch.HTTPDownloader(timeout=timeout))
@@ -145,7 +146,7 @@ def fetch(
     except OSError as e: problem = f'could not be written ({e.strerror or e})'
     except ValueError: problem = 'arrived with another SHA-256 than expected'
     else: return path
-    raise FileError(f'{url} {problem}; fetch it where you can and put it there', file=path)
+    raise FileError(f'{problem}; fetch it where you can and put it there', url=url, file=path)
 
 # %% ../nbs/00_core.ipynb #cell035
 def seed_everything(seed:int=42): # The report's seed is 42 (SPEC 10)

@@ -695,6 +695,13 @@ def _looked_at(marks:dict, masks:dict) -> set[int]:
     "The annotated frames of an object in a camera, without those whose mask could not be used"
     return set(marks.get('annotated_frames') or map(int, marks['annotation'])) - {int(f) for f in marks['annotation'] if f not in masks}
 
+def _read_take(root:Path, take:str) -> TakeAnnotation:
+    a = _read_annotation(inside(root/'processed', take, 'annotation.json'))
+    masks = {o: {c: {f: m for f,m in frames.items() if m} for c,frames in cameras.items()} for o,cameras in a['masks'].items()}
+    packed, annotated = a.get('object_masks'), None
+    if packed: annotated = {o: {c: _looked_at(m, masks.get(o, {}).get(c, {})) for c,m in cameras.items()} for o,cameras in packed.items()}
+    return TakeAnnotation(masks, annotated, list(a.get('subsample_idx', [])), a.get('scenario', ''), a.get('take_name', ''))
+
 # %% ../nbs/03_dataset.ipynb #cell130
 class Annotations:
     "The annotations of a root, read take by take when asked for"
@@ -704,16 +711,9 @@ class Annotations:
     ):
         self.root, self.keep, self.kept = Path(root), keep, {}
 
-    def _read(self, take:str) -> TakeAnnotation:
-        a = _read_annotation(inside(self.root/'processed', take, 'annotation.json'))
-        masks = {o: {c: {f: m for f,m in frames.items() if m} for c,frames in cameras.items()} for o,cameras in a['masks'].items()}
-        packed, annotated = a.get('object_masks'), None
-        if packed: annotated = {o: {c: _looked_at(m, masks.get(o, {}).get(c, {})) for c,m in cameras.items()} for o,cameras in packed.items()}
-        return TakeAnnotation(masks, annotated, list(a.get('subsample_idx', [])), a.get('scenario', ''), a.get('take_name', ''))
-
     def __getitem__(self, take:str) -> TakeAnnotation:
         "A take, by its uid"
-        self.kept[take] = self.kept.pop(take, None) or self._read(take)
+        self.kept[take] = self.kept.pop(take, None) or _read_take(self.root, take)
         while len(self.kept)>self.keep: del self.kept[next(iter(self.kept))]
         return self.kept[take]
 
@@ -793,6 +793,7 @@ def _side(image:np.ndarray, rle:dict|None) -> tuple: # The mask at the image's s
     rle = rle_from_runs(resize_runs(rle_runs(rle), size))
     return rle_decode(rle), rle_boxes([rle])[0].astype(np.float32)
 
+# %% ../nbs/03_dataset.ipynb #cell146
 class PairDataset:
     "The pairs of a split, as images, masks and boxes at a backbone's size"
     def __init__(self,
@@ -821,7 +822,7 @@ class PairDataset:
             item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
         return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
 
-# %% ../nbs/03_dataset.ipynb #cell153
+# %% ../nbs/03_dataset.ipynb #cell154
 def ground_truth(
     root:str|Path,          # A root
     pairs,                  # Pairs (`read_pairs`), or the name of a split whose pair file is read
@@ -844,7 +845,7 @@ def ground_truth(
         if masks: truth[take] = {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c,f in cs.items()} for o,cs in frames.items()}}
     return {'annotations': truth}
 
-# %% ../nbs/03_dataset.ipynb #cell161
+# %% ../nbs/03_dataset.ipynb #cell162
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
     takes:pd.DataFrame      # A row per take: split, scenario, cameras, objects, masks, frames, MB, missing (frames that pairs need)
@@ -862,7 +863,7 @@ class RootSummary(NamedTuple):
         words = ''.join(f'<li>{html.escape(m)}</li>' for m in self.missing) or '<li>nothing</li>'
         return f"{self.takes.to_html(max_rows=20)}{self.pair_files.to_html()}<p>Missing:</p><ul>{words}</ul>"
 
-# %% ../nbs/03_dataset.ipynb #cell162
+# %% ../nbs/03_dataset.ipynb #cell163
 def _describe_take(root:Path, split:str, uid:str, a:TakeAnnotation) -> dict:
     marks = {o: {c: {'annotation': f} for c,f in cameras.items()} for o,cameras in a.masks.items()}
     wanted = wanted_frames({'object_masks': marks})
@@ -878,7 +879,7 @@ def _describe_pairs(path:Path, annotations:Annotations) -> dict:
     return dict(file=path.name, pairs=len(pairs), takes=pairs['take'].nunique(), objects=len(pairs[['take', 'object']].drop_duplicates()),
                 visible=float(np.mean(visible)) if visible else 0.)
 
-# %% ../nbs/03_dataset.ipynb #cell163
+# %% ../nbs/03_dataset.ipynb #cell164
 def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair files, and what is missing
     "What is in a root, and what is not"
     root, annotations, rows, missing = Path(root), Annotations(root), [], []
@@ -896,7 +897,7 @@ def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair file
     pair_files = pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
     return RootSummary(takes, pair_files, missing)
 
-# %% ../nbs/03_dataset.ipynb #cell167
+# %% ../nbs/03_dataset.ipynb #cell168
 def read_photograph(
     path:str|Path # A photograph
 ) -> tuple[np.ndarray,int]: # uint8 [H, W, 3] RGB, upright; the EXIF orientation it had (1 to 8)
@@ -922,7 +923,7 @@ def upright_mask(
     if orientation in turns and _same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
     raise DataError(f'a mask of {mask.shape[0]}×{mask.shape[1]} does not fit a photograph of {size[0]}×{size[1]}')
 
-# %% ../nbs/03_dataset.ipynb #cell170
+# %% ../nbs/03_dataset.ipynb #cell171
 def read_mask_png(
     path:str|Path # A mask as PNG
 ) -> np.ndarray:  # bool [H, W]
@@ -940,7 +941,7 @@ def read_mask_png(
     if values.ndim==3: values = values.max(2)
     return values > values.max()/2
 
-# %% ../nbs/03_dataset.ipynb #cell173
+# %% ../nbs/03_dataset.ipynb #cell174
 def segmentation_rle(
     segmentation, # Polygons [[x, y, x, y, …], …], or {'size', 'counts'} with numbers or text
     height:int,   # Of the image
@@ -965,7 +966,7 @@ def segmentation_rle(
     rle = coco.merge(coco.frPyObjects(polygons, height, width))
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
-# %% ../nbs/03_dataset.ipynb #cell175
+# %% ../nbs/03_dataset.ipynb #cell176
 def _coco_name(annotation:dict, categories:dict) -> str:
     "Which object an annotation is about"
     attributes = annotation.get('attributes')
@@ -992,7 +993,7 @@ def read_coco(
         except EgoExoError as e: report(e.at(file=path, image=name, object=obj))
     return masks
 
-# %% ../nbs/03_dataset.ipynb #cell178
+# %% ../nbs/03_dataset.ipynb #cell179
 PHOTOGRAPH = re.compile(r'(ego|exo\w*)(?:-(\d+))?\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
 
 def scene_photographs(
@@ -1009,7 +1010,7 @@ def scene_photographs(
     if alone := frames['ego'] ^ frames['exo']: raise DataError(f'has no photograph of the other view for {_some(alone)}', take=Path(folder).name)
     return dict(sorted(photos.items()))
 
-# %% ../nbs/03_dataset.ipynb #cell180
+# %% ../nbs/03_dataset.ipynb #cell181
 def _scene_masks(path:Path, size, orientation:int, coco:dict, report) -> dict: # object → bool mask, or `None` where it cannot be used
     "The masks drawn on a photograph, upright; what cannot be used is reported"
     drawn = {p.stem: p for p in sorted((path.parent/path.stem).glob('*.png'))} | coco.get(f'{path.parent.name}/{path.name}', {})
@@ -1035,7 +1036,7 @@ def _import_scene(folder:Path, root:Path, scenario:str, coco:dict, report) -> di
             if mask is not None and mask.any(): of_camera['annotation'][str(frame)] = encode_annotation(rle_encode(mask))
     return {'scenario': scenario, 'take_name': folder.name, 'object_masks': marks}
 
-# %% ../nbs/03_dataset.ipynb #cell181
+# %% ../nbs/03_dataset.ipynb #cell182
 def import_photographs(
     folder:str|Path,              # A folder of scenes
     root:str|Path,                # The root to make or to add to

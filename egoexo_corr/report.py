@@ -99,8 +99,8 @@ def archive_missing() -> str|None:
     "`None` if the archive can be had, else one line that says why not and what to do"
     try: archive_file('timing_profile_dinov2_onthefly/timing_log.txt')
     except EgoExoError as e:
-        return (f"The report's archived predictions cannot be had ({e}). "
-                'Clone its repository and set EGOEXO_CORR_REPORT_RESULTS to its results/ folder to recompute its table.')
+        return (f"The report's archived predictions cannot be had: {e.message.split(';')[0]}. To recompute its table, clone "
+                'github.com/marcolomele/exo-ego-correspondence and set EGOEXO_CORR_REPORT_RESULTS to its results/ folder.')
 
 # %% ../nbs/09_report.ipynb #cell014
 PAIR = ['take', 'object', 'source_cam', 'dest_cam', 'frame'] # What identifies an observation
