@@ -100,6 +100,20 @@ def egoexo_pairs(
     print(write_pairs(root, direction, _listed(splits), ratio, counts[0] if counts and len(counts)==1 else counts, balanced, seed).to_string(index=False))
 
 # %% ../nbs/11_cli.ipynb #cell019
+def _describe_truth(root, backbone, direction, splits, strict):
+    "Descriptors of the annotated masks, into the feature store of a backbone"
+    from functools import partial
+    from egoexo_corr.backbones import FeatureStore, describe_all
+    from egoexo_corr.dataset import Annotations
+    from egoexo_corr.omama import describe
+    annotations = Annotations(root)
+    def masks_of(take, camera, frames):
+        seen = {f: {name: annotations.rle(take, name, camera, f) for name in annotations[take].masks} for f in frames}
+        return {f: {name: r for name,r in named.items() if r} for f,named in seen.items()}
+    context = round(100*backbone.scale)
+    return describe_all(FeatureStore(root, backbone.name), 'truth', masks_of, partial(describe, context=context), direction, splits, strict)
+
+# %% ../nbs/11_cli.ipynb #cell020
 @call_parse
 @_one_line_errors
 def egoexo_features(
@@ -115,13 +129,16 @@ def egoexo_features(
     workers:int=2,                       # Threads that decode frames
     strict:store_true=False              # Stop at the first frame that cannot be done
 ):
-    "Fill the feature store of a root with a backbone's maps"
-    from egoexo_corr.backbones import extract, load
-    done = extract(root, load(backbone, weights, patch, dim, scale), direction, _listed(splits), batch_size, workers, strict)
-    print(f'{done.made} frames made, {done.kept} kept, {len(done.failed)} failed', *done.failed, sep='\n- ' if done.failed else '', flush=True)
-    if not done.made+done.kept: sys.exit('error: no frame has features')
+    "Fill the feature store of a root with a backbone's maps and the descriptors of annotated masks"
+    from egoexo_corr.backbones import extract, load, this_process
+    model, splits = load(backbone, weights, patch, dim, scale), _listed(splits)
+    jobs = {'maps': extract(root, model, direction, splits, batch_size, workers, strict),
+            'descriptors': _describe_truth(root, model, direction, splits, strict)}
+    if this_process().is_main_process:
+        for what,done in jobs.items(): print(f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed', *done.failed, sep='\n- ', flush=True)
+    if any(done.failed for done in jobs.values()): sys.exit('error: not every frame has features')
 
-# %% ../nbs/11_cli.ipynb #cell023
+# %% ../nbs/11_cli.ipynb #cell024
 @call_parse
 @_one_line_errors
 def egoexo_evaluate(
@@ -139,7 +156,7 @@ def egoexo_evaluate(
     elif out: evaluation.save(out)
     for name,value in evaluation.summary.items(): print(f'{name:15} {value:.6f}' if isinstance(value, float) else f'{name:15} {value}')
 
-# %% ../nbs/11_cli.ipynb #cell029
+# %% ../nbs/11_cli.ipynb #cell030
 @call_parse
 @_one_line_errors
 def egoexo_submit(
@@ -152,7 +169,7 @@ def egoexo_submit(
     write_json(out, submission(ego2exo, exo2ego))
     print(out)
 
-# %% ../nbs/11_cli.ipynb #cell032
+# %% ../nbs/11_cli.ipynb #cell033
 def _notebook(name:str) -> Path:
     "A notebook of the repository that this package was installed from"
     path = Path(egoexo_corr.__file__).resolve().parent.parent/'nbs'/f'{name}.ipynb'
@@ -164,7 +181,7 @@ def _heading(cell) -> str|None:
     lines = cell.source.splitlines() if cell.cell_type=='markdown' else []
     return next((line.lstrip('# ') for line in lines if line.startswith('#')), None)
 
-# %% ../nbs/11_cli.ipynb #cell033
+# %% ../nbs/11_cli.ipynb #cell034
 def run_notebook(
     path:Path,          # Notebook to run, in its own folder
     page:Path,          # HTML to write
@@ -188,7 +205,7 @@ def run_notebook(
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with atomic_path(page) as tmp: tmp.write_text(html, encoding='utf-8')
 
-# %% ../nbs/11_cli.ipynb #cell034
+# %% ../nbs/11_cli.ipynb #cell035
 @call_parse
 @_one_line_errors
 def egoexo_reproduce(
