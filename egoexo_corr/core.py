@@ -138,6 +138,7 @@ def fetch(
     "A file from the web, downloaded once and checked each time; `FileError` says how to get it by hand"
     import pooch, requests
     path = cache_dir()/name
+    pooch.get_logger().setLevel('WARNING')
     note = path.with_name(f'{path.name}.sha256')
     known = known_sha256 or (note.read_text() if note.is_file() else None)
     if not path.is_file() or known not in (None, sha256(path)):
@@ -147,7 +148,7 @@ def fetch(
         except OSError as e: problem = f'could not be written ({e.strerror or e})'
         except ValueError: problem = 'arrived with another SHA-256 than expected'
         else: problem = None
-        if problem: raise FileError(f'{url} {problem}; fetch it where you can and put it there', file=path)
+        if problem: raise FileError(f'{problem}; fetch it where you can and put it there', url=url, file=path)
     if not known:
         with atomic_path(note) as tmp: tmp.write_text(sha256(path))
     return path

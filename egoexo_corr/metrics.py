@@ -9,6 +9,7 @@ __all__ = ['PROTOCOLS', 'OFFICIAL_SIDE', 'CONFIDENCE_THRESHOLD', 'COLUMNS', 'OFF
 
 # %% ../nbs/02_metrics.ipynb #cell004
 import json, math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,6 +150,12 @@ def read_confidence(
     return float(value)
 
 # %% ../nbs/02_metrics.ipynb #cell030
+def _cameras(content, kind) -> dict:
+    "What an object has by camera, checked"
+    if not isinstance(content, dict): raise DataError(f'an object must be a JSON object by camera, not {type(content).__name__}')
+    for camera in content: _field(content, camera, kind, 'the object')
+    return content
+
 def observations(
     annotations:dict,      # `annotations` of a ground-truth file (SPEC 11)
     direction:Direction,   # Which view is the source
@@ -157,25 +164,24 @@ def observations(
     "Yields (take, object, source_cam, dest_cam, frame, true RLE or `None`), in the reference's order"
     ordered = sorted if (direction, protocol)==(Direction.exo2ego, 'omama') else list
     for take,content in annotations.items():
-        masks = _field(content, 'masks', dict, f'take {take} of the ground truth')
-        looked_at = _field(content, 'annotated_frames', dict, f'take {take} of the ground truth')
+        masks, looked_at = (_field(content, k, dict, f'take {take} of the ground truth') for k in ('masks', 'annotated_frames'))
         for obj in ordered(masks):
-            cameras = masks[obj]
-            if not isinstance(cameras, dict): raise DataError('the masks of an object must be a JSON object by camera', take=take, object=obj)
-            seen = {c: {str(f) for f in frames} for c,frames in looked_at.get(obj, {}).items() if view_of(c)==direction.dest}
+            try: cameras, seen = _cameras(masks[obj], dict), _cameras(looked_at.get(obj, {}), list)
+            except DataError as e: raise e.at(take=take, object=obj)
             for source in (c for c in cameras if view_of(c)==direction.source):
-                for dest,annotated in seen.items():
+                for dest in (c for c in seen if view_of(c)==direction.dest):
+                    annotated = {str(f) for f in seen[dest]}
                     for frame in ordered(cameras[source]):
+                        if not frame.isdecimal(): raise DataError('a frame must be a whole number', take=take, object=obj, camera=source, frame=frame)
                         if frame in annotated: yield take, obj, source, dest, frame, cameras.get(dest, {}).get(frame)
 
 # %% ../nbs/02_metrics.ipynb #cell033
-def _check_names(results:dict, annotations:dict):
-    "Refuse predictions for takes or objects that the ground truth lacks"
+def _check_names(results:dict, known:dict):
+    "Refuse predictions for takes or objects that the ground truth lacks; `known` holds its objects by take"
     for take,content in results.items():
-        if take not in annotations: raise DataError('the predictions hold a take that the ground truth lacks', take=take)
+        if take not in known: raise DataError('the predictions hold a take that the ground truth lacks', take=take)
         for obj in _field(content, 'masks', dict, f'take {take} of the predictions'):
-            if obj not in annotations[take]['masks']:
-                raise DataError('the predictions hold an object that the ground truth lacks', take=take, object=obj)
+            if obj not in known[take]: raise DataError('the predictions hold an object that the ground truth lacks', take=take, object=obj)
 
 def _prediction(results:dict, take, obj, source, dest, frame) -> tuple[Runs,float]:
     "The predicted mask and confidence of one observation"
@@ -234,22 +240,29 @@ class Evaluation:
 COLUMNS = ['take', 'object', 'source_cam', 'dest_cam', 'frame', 'exists_gt', 'exists_pred', 'confidence',
            'iou', 'shape_acc', 'location_score', 'area_gt', 'area_pred', 'height', 'width']
 
-def _row(true_rle, pred:Runs, confidence:float, protocol:str) -> tuple:
+def _row(gt:Runs|None, pred:Runs, confidence:float, protocol:str) -> tuple:
     "The scores of one observation, in the order of `COLUMNS`"
-    area, size = pred.area, (pred.height, pred.width)
-    if true_rle is None: return False, confidence>CONFIDENCE_THRESHOLD, confidence, math.nan, math.nan, math.nan, 0, area, *size
-    try: gt = rle_runs(true_rle)
-    except MaskError as e: raise MaskError(f'the ground truth is malformed: {e.message}') from None
+    there, size = confidence>CONFIDENCE_THRESHOLD, (pred.height, pred.width)
+    if gt is None: return False, there, confidence, math.nan, math.nan, math.nan, 0, pred.area, *size
     gt, diagonal = _common_size(gt, pred, protocol)
-    return True, confidence>CONFIDENCE_THRESHOLD, confidence, *compare(gt, pred, diagonal), gt.area, area, *size
+    return True, there, confidence, *compare(gt, pred, diagonal), gt.area, pred.area, *size
+
+@contextmanager
+def _placed(**where):
+    "Errors of this block say where they happened"
+    try: yield
+    except EgoExoError as e: raise e.at(**where)
 
 def _content(source, keys:list) -> tuple[dict,str|None]:
     "Follow `keys` into a path's or a dictionary's JSON; also the file's name"
     content, file = (source, None) if isinstance(source, dict) else (read_json(source), source)
-    try:
+    with _placed(file=file):
         for key in keys: content = _field(content, key, dict, 'the file' if key==keys[0] else repr(keys[0]))
-    except EgoExoError as e: raise e.at(file=file)
     return content, file
+
+def _read_from(file, rows):
+    "The same rows; errors in making them name the file"
+    with _placed(file=file): yield from rows
 
 # %% ../nbs/02_metrics.ipynb #cell041
 def evaluate(
@@ -263,15 +276,14 @@ def evaluate(
     if protocol not in PROTOCOLS: raise ArgumentError(f"protocol must be 'omama' or 'official', not {protocol!r}")
     annotations, gt_file = _content(gt, ['annotations'])
     results, pred_file = _content(pred, [direction.results_key, 'results'])
-    rows, place = [], {}
-    try:
-        for *names, true_rle in observations(annotations, direction, protocol):
-            if not rows: _check_names(results, annotations)
-            place = dict(zip(('take', 'object', 'camera', 'frame'), (names[0], names[1], f'{names[2]} → {names[3]}', names[4])))
-            rows.append((*names[:4], int(names[4]), *_row(true_rle, *_prediction(results, *names), protocol)))
-            place = {}
-    except EgoExoError as e: raise e.at(file=pred_file if 'ground truth is' not in e.message else gt_file, **place)
-    except ValueError: raise DataError('a frame must be a whole number', file=gt_file, **place) from None
+    with _placed(file=gt_file): known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t,a in annotations.items()}
+    with _placed(file=pred_file): _check_names(results, known)
+    rows = []
+    for take,obj,source,dest,frame,true_rle in _read_from(gt_file, observations(annotations, direction, protocol)):
+        place = dict(take=take, object=obj, camera=f'{source} → {dest}', frame=frame)
+        with _placed(file=gt_file, **place): gt = None if true_rle is None else rle_runs(true_rle)
+        with _placed(file=pred_file, **place):
+            rows.append((take, obj, source, dest, int(frame), *_row(gt, *_prediction(results, take, obj, source, dest, frame), protocol)))
     if not rows: raise DataError(f'the ground truth holds no observation for {direction}: no frame is annotated in both views', file=gt_file)
     table = pd.DataFrame(rows, columns=COLUMNS)
     return Evaluation(summarize(table), table, direction, protocol)
@@ -288,21 +300,16 @@ def _official_prediction(entry:dict, size:tuple[int,int]) -> dict:
 def _official_results(pred:str|Path|dict, direction:Direction, sizes:dict) -> dict:
     "All predictions of one direction, checked and at the official size"
     results, file = _content(pred, [direction.results_key, 'results'])
-    out, place = {}, {}
-    try:
-        for take,content in results.items():
-            place = dict(take=take)
-            masks, _ = _field(content, 'masks', dict, 'the take'), _field(content, 'subsample_idx', list, 'the take')
-            out[take] = {'masks': {}, 'subsample_idx': content['subsample_idx']}
-            for obj,cameras in masks.items():
-                cameras_out = out[take]['masks'][obj] = {}
-                for cameras_key in cameras:
-                    frames = _field(cameras, cameras_key, dict, f'object {obj}')
-                    cameras_out[cameras_key] = {}
-                    for frame,entry in frames.items():
-                        place = dict(take=take, object=obj, camera=cameras_key, frame=frame)
-                        cameras_out[cameras_key][frame] = _official_prediction(entry, sizes[direction.dest])
-    except EgoExoError as e: raise e.at(file=file, **place)
+    out = {}
+    for take,content in results.items():
+        with _placed(file=file, take=take):
+            masks, frames = _field(content, 'masks', dict, 'the take'), _field(content, 'subsample_idx', list, 'the take')
+            out[take] = {'masks': {obj: {} for obj in masks}, 'subsample_idx': frames}
+            for obj in masks:
+                for cameras,entries in _cameras(masks[obj], dict).items():
+                    for frame,entry in entries.items():
+                        with _placed(object=obj, camera=cameras, frame=frame):
+                            out[take]['masks'][obj].setdefault(cameras, {})[frame] = _official_prediction(entry, sizes[direction.dest])
     return out
 
 # %% ../nbs/02_metrics.ipynb #cell059

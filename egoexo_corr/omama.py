@@ -60,10 +60,9 @@ def _mask_weights(runs:list, size, grid) -> Tensor: # [N, h, w]
     "Patch weights of the mean over each mask of the stride grid; zeros for an empty one"
     height, width = size
     prefix, columns = _prefix(_interpolation(height, grid[0])), torch.zeros(len(runs)*width, grid[0], dtype=torch.float64)
-    if runs:
-        which = np.repeat(np.arange(len(runs)), [r.column.size for r in runs])
-        column, top, bottom = (torch.from_numpy(np.concatenate([getattr(r, k) for r in runs])) for k in ('column', 'top', 'bottom'))
-        columns.index_add_(0, torch.from_numpy(which*width)+column, prefix[bottom]-prefix[top])
+    which = np.repeat(np.arange(len(runs)), [r.column.size for r in runs])
+    column, top, bottom = (np.concatenate([getattr(r, k) for r in runs] or [which]) for k in ('column', 'top', 'bottom'))
+    columns.index_add_(0, torch.from_numpy(which*width + column), prefix[bottom]-prefix[top])
     area = torch.tensor([r.area for r in runs]).clamp(min=1)
     return torch.einsum('xw,nxh->nhw', _interpolation(width, grid[1]).float(), columns.view(len(runs), width, grid[0]).float()) / area[:,None,None]
 
