@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LONGEST', 'SPLITS', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'PHOTOGRAPH', 'FrameTimes', 'frame_times', 'read_frames',
            'prepared_size', 'save_frame', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks', 'Take',
-           'read_relations', 'read_release', 'select_takes', 'video_path', 'frame_path', 'frames_on_disk',
-           'extract_frames', 'write_annotation', 'is_complete', 'write_lists', 'download_take', 'Preparation',
-           'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'read_splits', 'split_pairs',
+           'read_relations', 'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path', 'frame_path',
+           'frames_on_disk', 'extract_frames', 'write_annotation', 'is_complete', 'write_lists', 'download_take',
+           'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs',
            'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations', 'image_size',
            'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
            'read_photograph', 'upright_mask', 'read_mask_png', 'segmentation_rle', 'read_coco', 'scene_photographs',
@@ -17,7 +17,6 @@ __all__ = ['LONGEST', 'SPLITS', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'PHOTOGRAPH
 import hashlib, html, os, re, shutil, subprocess
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -101,6 +100,11 @@ def _write_bytes(path:Path, data:bytes):
     "Write a file atomically; a disk that refuses is a `FileError`"
     try:
         with atomic_path(path) as tmp: tmp.write_bytes(data)
+    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
+
+def _write_json(path:Path, content):
+    "`write_json` with a `FileError` where the disk refuses"
+    try: write_json(path, content)
     except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
 
 def save_frame(
@@ -212,6 +216,18 @@ def read_relations(
     raise DataError(f"has no table 'annotations': not a relations file of the version that is read here{version}", file=path)
 
 # %% ../nbs/03_dataset.ipynb #cell046
+def read_takes(path:str|Path) -> dict: # uid → entry
+    "A `takes.json` by uid"
+    try: return {t['take_uid']: t for t in read_json(path)}
+    except (KeyError, TypeError): raise DataError("is not a list of takes with a 'take_uid'", file=path) from None
+
+def read_splits(path:str|Path) -> dict: # split → uids
+    "A `split.json`"
+    splits = read_json(path)
+    if isinstance(splits, dict) and all(isinstance(uids, list) for uids in splits.values()): return splits
+    raise DataError('is not a table of splits, each a list of takes', file=path)
+
+# %% ../nbs/03_dataset.ipynb #cell048
 def read_release(
     release:str|Path,           # A release (SPEC 1)
     splits=SPLITS,              # Which splits to read
@@ -220,10 +236,9 @@ def read_release(
     "All takes of a release, in the order of its split; a file that cannot be read is reported, the rest is still read"
     release, about, takes = Path(release), {}, []
     if not release.is_dir(): raise FileError('there is no such folder; a release has takes.json, annotations/ and takes/', file=release)
-    try: about = {t['take_uid']: t for t in read_json(release/'takes.json')}
-    except (KeyError, TypeError): report(DataError("is not a list of takes with a 'take_uid'", file=release/'takes.json'))
-    except FileError as e: report(e)
-    order = read_json(release/'split.json') if (release/'split.json').exists() else {}
+    try: about = read_takes(release/'takes.json')
+    except EgoExoError as e: report(e)
+    order = read_splits(release/'split.json') if (release/'split.json').exists() else {}
     for split in splits:
         try: entries = read_relations(release, split)
         except EgoExoError as e: report(e); continue
@@ -235,7 +250,7 @@ def read_release(
             takes.append(Take(uid, split, entries[uid], about.get(uid, known)))
     return takes
 
-# %% ../nbs/03_dataset.ipynb #cell048
+# %% ../nbs/03_dataset.ipynb #cell050
 def select_takes(
     takes:list[Take],  # Takes of a release
     scenario:str=None, # A name of `Take.scenarios`, upper or lower case
@@ -254,7 +269,7 @@ def select_takes(
         raise ArgumentError(f"no take of the scenario {scenario!r}; there are {', '.join(known) or 'none'}")
     return chosen
 
-# %% ../nbs/03_dataset.ipynb #cell051
+# %% ../nbs/03_dataset.ipynb #cell053
 def video_path(
     release:str|Path,   # A release
     take_name:str,      # `take_name`
@@ -266,7 +281,7 @@ def video_path(
     if part not in below: raise ArgumentError(f"part must be one of {', '.join(below)}, not {part!r}")
     return inside(release, 'takes', take_name, 'frame_aligned_videos', *below[part], f'{camera}.mp4')
 
-# %% ../nbs/03_dataset.ipynb #cell053
+# %% ../nbs/03_dataset.ipynb #cell055
 def frame_path(
     root:str|Path, # A root
     take:str,      # Its uid
@@ -286,7 +301,7 @@ def frames_on_disk(
     if not folder.is_dir(): return set()
     return {int(f[:-4]) for f in os.listdir(folder) if f.endswith('.jpg') and f[:-4].isdecimal()}
 
-# %% ../nbs/03_dataset.ipynb #cell055
+# %% ../nbs/03_dataset.ipynb #cell057
 def _some(frames) -> str:
     "A few frames in words"
     frames = sorted(frames)
@@ -300,7 +315,7 @@ def _why_lost(video:Path, lost) -> str:
     if min(lost)>=max(there, times.announced): return f'asks for {_some(lost)} past the end of the video, which has {there}'
     return f'{_some(lost)} cannot be read, the video is truncated or damaged: of {times.announced} frames {there} are certain'
 
-# %% ../nbs/03_dataset.ipynb #cell057
+# %% ../nbs/03_dataset.ipynb #cell059
 def extract_frames(
     video:str|Path, # A video
     frames,         # Indices that are wanted
@@ -320,7 +335,7 @@ def extract_frames(
     if not lost: return written, []
     return written, [DataError(_why_lost(video, lost), take=take, camera=camera, file=video)]
 
-# %% ../nbs/03_dataset.ipynb #cell060
+# %% ../nbs/03_dataset.ipynb #cell062
 def write_annotation(
     root:str|Path, # The root
     take:str,      # Uid
@@ -336,11 +351,11 @@ def write_annotation(
     content = {'scenario': entry.get('scenario', ''), 'take_name': entry['take_name'], 'object_masks': entry['object_masks'],
                'masks': masks, 'subsample_idx': sorted(set().union(*there.values()))}
     path = inside(Path(root)/'processed', take, 'annotation.json')
-    try: write_json(path, content)
-    except OSError as e: problems.append(FileError(f'cannot be written ({e.strerror or e})', file=path, take=take))
+    try: _write_json(path, content)
+    except FileError as e: problems.append(e.at(take=take))
     return problems
 
-# %% ../nbs/03_dataset.ipynb #cell063
+# %% ../nbs/03_dataset.ipynb #cell065
 def is_complete(
     root:str|Path, # The root
     take:Take      # A take of the release
@@ -353,28 +368,25 @@ def is_complete(
     except (EgoExoError, KeyError, TypeError): return False
     return all(f in masks.get(o, {}).get(c, {}) for o,m in take.entry['object_masks'].items() for c,x in m.items() for f in x['annotation'])
 
-# %% ../nbs/03_dataset.ipynb #cell066
+# %% ../nbs/03_dataset.ipynb #cell068
 def write_lists(
     root:str|Path,        # The root
     takes:list[Take],     # Takes that are now in the root
     order:list[Take]=None # All takes of the release, for the order
 ):
     "Add takes to `processed/split.json` and `takes.json`"
-    root, order = Path(root), order or takes
-    path, about_path = root/'processed'/'split.json', root/'takes.json'
-    old = read_json(path) if path.exists() else {}
-    about = {t['take_uid']: t for t in (read_json(about_path) if about_path.exists() else [])}
+    order, path, about_path = order or takes, Path(root)/'processed'/'split.json', Path(root)/'takes.json'
+    old = read_splits(path) if path.exists() else {}
     here = {t.uid for t in takes} | {u for uids in old.values() for u in uids}
     known = {t.uid for t in order}
     splits = {s: [t.uid for t in order if t.split==s and t.uid in here] + [u for u in old.get(s, []) if u not in known]
               for s in dict.fromkeys((*SPLITS, *old))}
-    about |= {t.uid: t.about for t in takes}
-    try:
-        write_json(path, splits)
-        write_json(about_path, [about[u] for uids in splits.values() for u in uids if u in about])
-    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
+    about = (read_takes(about_path) if about_path.exists() else {}) | {t.uid: t.about for t in takes}
+    listed = dict.fromkeys(u for uids in splits.values() for u in uids if u in about)
+    _write_json(path, splits)
+    _write_json(about_path, [about[u] for u in listed | dict.fromkeys(about)])
 
-# %% ../nbs/03_dataset.ipynb #cell069
+# %% ../nbs/03_dataset.ipynb #cell071
 def download_take(
     uid:str,           # Take
     folder:str|Path,   # Where to; the video lies in `takes/<take_name>/…` below it
@@ -389,7 +401,7 @@ def download_take(
         words = (answer.stderr.strip() or answer.stdout.strip() or 'it said nothing').splitlines()[-1]
         raise FileError(f'the downloader failed with exit code {answer.returncode}: {words:.200}', take=uid)
 
-# %% ../nbs/03_dataset.ipynb #cell073
+# %% ../nbs/03_dataset.ipynb #cell075
 class Preparation:
     "What a preparation did: takes in the root, frames, problems"
     def __init__(self,
@@ -411,7 +423,7 @@ class Preparation:
         return '\n'.join(lines + [f'- {p}' for p in self.problems])
     __repr__ = __str__
 
-# %% ../nbs/03_dataset.ipynb #cell076
+# %% ../nbs/03_dataset.ipynb #cell078
 class _Extraction:
     "The videos of one take, being extracted by a pool"
     def __init__(self, result:Preparation, take:Take, pool, bar, videos:Path, part:str):
@@ -435,7 +447,7 @@ class _Extraction:
             self.result.report(problem)
         if inside(self.result.root/'processed', self.take.uid, 'annotation.json').exists(): self.result.takes.append(self.take)
 
-# %% ../nbs/03_dataset.ipynb #cell077
+# %% ../nbs/03_dataset.ipynb #cell079
 def _prepare_takes(takes, result:Preparation, pool, bar, release:Path, part:str):
     "All takes of a release that is on disk"
     started = []
@@ -458,7 +470,7 @@ def _download_takes(takes, result:Preparation, pool, bar, release:Path, part:str
         except EgoExoError as e: result.report(e)
         finally: shutil.rmtree(scratch, ignore_errors=True)
 
-# %% ../nbs/03_dataset.ipynb #cell078
+# %% ../nbs/03_dataset.ipynb #cell080
 def prepare(
     release:str|Path,       # A release (SPEC 1)
     root:str|Path,          # The root to make or to add to (SPEC 2)
@@ -487,7 +499,7 @@ def prepare(
     if result.takes: write_lists(result.root, result.takes, everything)
     return result
 
-# %% ../nbs/03_dataset.ipynb #cell098
+# %% ../nbs/03_dataset.ipynb #cell100
 def _virtual(data_dir:str, take:str, camera:str, name:str, kind:str, frame) -> str:
     for part in (take, camera, name):
         if not part or '//' in part or part[0]=='/' or part[-1]=='/':
@@ -512,7 +524,7 @@ def make_pairs(
                 pairs.append(tuple(_virtual(data_dir, take, c, name, kind, frame) for c in (ego[-1], exo) for kind in ('rgb', 'mask')))
     return pairs
 
-# %% ../nbs/03_dataset.ipynb #cell103
+# %% ../nbs/03_dataset.ipynb #cell105
 def _ends(pair) -> tuple: # ((take, camera, object, frame) of ego, of exo)
     parts = [pair[i].rsplit('//', 5) for i in (0, 2)]
     return tuple((p[1], p[2], p[3], p[5]) for p in parts)
@@ -530,7 +542,7 @@ def sample_by_ratio(
     if not 0<ratio<=1: raise ArgumentError(f'the ratio must lie between 0 and 1, not {ratio}')
     return [p for p in pairs if all(_drawn(end, seed)<ratio for end in _ends(p))]
 
-# %% ../nbs/03_dataset.ipynb #cell105
+# %% ../nbs/03_dataset.ipynb #cell107
 def sample_by_count(
     pairs:list,  # Pairs
     count:int,   # How many to keep
@@ -548,7 +560,7 @@ def sample_by_count(
         order = order[np.argsort(turn[order], kind='stable')]
     return [pairs[i] for i in np.sort(order[:count])]
 
-# %% ../nbs/03_dataset.ipynb #cell110
+# %% ../nbs/03_dataset.ipynb #cell112
 REFERENCE_NAMES = {'train': 'train_{}_20percent_pairs.json', 'val': 'custom_val_{}_pairs_10.json', 'test': 'test_{}_pairs.json'}
 
 def pairs_path(
@@ -562,14 +574,7 @@ def pairs_path(
     path, other = folder/f'{split}_{key}_pairs.json', folder/REFERENCE_NAMES[split].format(key)
     return other if other.exists() and not path.exists() else path
 
-# %% ../nbs/03_dataset.ipynb #cell112
-def read_splits(root:str|Path) -> dict: # split → uids
-    "The takes of a root by split (`processed/split.json`)"
-    path = Path(root)/'processed'/'split.json'
-    splits = read_json(path)
-    if not isinstance(splits, dict) or not all(isinstance(u, list) for u in splits.values()): raise DataError('is not a table of splits', file=path)
-    return splits
-
+# %% ../nbs/03_dataset.ipynb #cell114
 def split_pairs(
     root:str|Path,           # A root
     split:str,               # 'train', 'val' or 'test'
@@ -578,7 +583,7 @@ def split_pairs(
 ) -> tuple[list,int]:        # The pairs, and how many were left out since a frame is missing
     "All pairs of a split whose two frames are in the root"
     made, pairs = 0, []
-    for take in read_splits(root).get(split, []):
+    for take in read_splits(Path(root)/'processed'/'split.json').get(split, []):
         path = inside(Path(root)/'processed', take, 'annotation.json')
         if not path.exists(): continue
         here = make_pairs(_read_annotation(path), take, direction, data_dir)
@@ -588,14 +593,14 @@ def split_pairs(
         made += len(here)
     return pairs, made-len(pairs)
 
-# %% ../nbs/03_dataset.ipynb #cell113
+# %% ../nbs/03_dataset.ipynb #cell115
 def _read_annotation(path:Path) -> dict:
     "An `annotation.json` of anybody's making, with `masks`"
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get('masks'), dict): raise DataError("has no 'masks' (SPEC 2)", file=path)
     return content
 
-# %% ../nbs/03_dataset.ipynb #cell115
+# %% ../nbs/03_dataset.ipynb #cell117
 def write_pairs(
     root:str|Path,            # A root
     direction:str=None,       # 'exo2ego' or 'ego2exo'; both by default
@@ -621,11 +626,11 @@ def write_pairs(
                 except ArgumentError as e: raise e.at(split=split, direction=str(way)) from None
             folder, key = Path(root)/'dataset_jsons', way.pairs_key
             names = dict.fromkeys((f'{split}_{key}_pairs.json', REFERENCE_NAMES[split].format(key)))
-            for name in names: write_json(folder/name, kept)
+            for name in names: _write_json(folder/name, kept)
             rows.append(dict(split=split, direction=str(way), pairs=len(kept), of=len(pairs), without_frame=lost, file=next(iter(names))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/03_dataset.ipynb #cell119
+# %% ../nbs/03_dataset.ipynb #cell121
 def _read_pair(pair, source:str) -> tuple:
     ego, exo = _ends(pair)
     if (ego[0], ego[2], ego[3])!=(exo[0], exo[2], exo[3]): raise ValueError('two ends of a pair differ')
@@ -650,7 +655,7 @@ def read_pairs(
             raise DataError(f'pair {i} is not four paths DATA_DIR//take//camera//object//rgb|mask//frame', file=path) from None
     return pd.DataFrame(rows, columns=['take', 'object', 'source_cam', 'dest_cam', 'frame']).astype({'frame': int})
 
-# %% ../nbs/03_dataset.ipynb #cell122
+# %% ../nbs/03_dataset.ipynb #cell124
 def frames_of(
     pairs:pd.DataFrame, # Pairs, as `read_pairs` gives them
     side:str='both'     # 'source', 'dest' or 'both'
@@ -661,7 +666,7 @@ def frames_of(
     both = [pairs[['take', f'{s}_cam', 'frame']].rename(columns={f'{s}_cam': 'camera'}) for s in sides]
     return pd.concat(both).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
-# %% ../nbs/03_dataset.ipynb #cell124
+# %% ../nbs/03_dataset.ipynb #cell126
 def load_frame(
     root:str|Path, # A root
     take:str,      # Its uid
@@ -677,7 +682,7 @@ def load_frame(
     if image is None: raise FileError('is not a picture; delete it and prepare the take again', file=path)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
-# %% ../nbs/03_dataset.ipynb #cell127
+# %% ../nbs/03_dataset.ipynb #cell129
 class TakeAnnotation(NamedTuple):
     "What is annotated in a take"
     masks:dict          # Object → camera → frame (text) → RLE in the release's resolution
@@ -690,24 +695,27 @@ def _looked_at(marks:dict, masks:dict) -> set[int]:
     "The annotated frames of an object in a camera, without those whose mask could not be used"
     return set(marks.get('annotated_frames') or map(int, marks['annotation'])) - {int(f) for f in marks['annotation'] if f not in masks}
 
-# %% ../nbs/03_dataset.ipynb #cell128
+def _read_take(root:Path, take:str) -> TakeAnnotation:
+    a = _read_annotation(inside(root/'processed', take, 'annotation.json'))
+    masks = {o: {c: {f: m for f,m in frames.items() if m} for c,frames in cameras.items()} for o,cameras in a['masks'].items()}
+    packed, annotated = a.get('object_masks'), None
+    if packed: annotated = {o: {c: _looked_at(m, masks.get(o, {}).get(c, {})) for c,m in cameras.items()} for o,cameras in packed.items()}
+    return TakeAnnotation(masks, annotated, list(a.get('subsample_idx', [])), a.get('scenario', ''), a.get('take_name', ''))
+
+# %% ../nbs/03_dataset.ipynb #cell130
 class Annotations:
     "The annotations of a root, read take by take when asked for"
     def __init__(self,
         root:str|Path, # A root
         keep:int=32    # How many takes to hold in memory
     ):
-        self.root = Path(root)
-        self._read = lru_cache(keep)(self._read)
+        self.root, self.keep, self.kept = Path(root), keep, {}
 
-    def _read(self, take:str) -> TakeAnnotation:
-        a = _read_annotation(inside(self.root/'processed', take, 'annotation.json'))
-        masks = {o: {c: {f: m for f,m in frames.items() if m} for c,frames in cameras.items()} for o,cameras in a['masks'].items()}
-        packed, annotated = a.get('object_masks'), None
-        if packed: annotated = {o: {c: _looked_at(m, masks.get(o, {}).get(c, {})) for c,m in cameras.items()} for o,cameras in packed.items()}
-        return TakeAnnotation(masks, annotated, list(a.get('subsample_idx', [])), a.get('scenario', ''), a.get('take_name', ''))
-
-    def __getitem__(self, take:str) -> TakeAnnotation: "A take, by its uid"; return self._read(take)
+    def __getitem__(self, take:str) -> TakeAnnotation:
+        "A take, by its uid"
+        self.kept[take] = self.kept.pop(take, None) or _read_take(self.root, take)
+        while len(self.kept)>self.keep: del self.kept[next(iter(self.kept))]
+        return self.kept[take]
 
     def rle(self,
         take:str,   # Uid
@@ -722,7 +730,7 @@ class Annotations:
         except MaskError as e: raise e.at(take=take, object=name, camera=camera, frame=frame)
         return rle
 
-# %% ../nbs/03_dataset.ipynb #cell133
+# %% ../nbs/03_dataset.ipynb #cell135
 RULES = ('report', 'reference')
 GRIDS = {'ego': (50, 50), 'exo': (38, 68)} # Patches (rows, columns) of the report's images
 
@@ -741,7 +749,7 @@ def image_size(
         if not rows*columns: raise ArgumentError(f'an image of {original[0]}×{original[1]} is smaller than a patch of {patch}')
     return rows*patch, columns*patch
 
-# %% ../nbs/03_dataset.ipynb #cell135
+# %% ../nbs/03_dataset.ipynb #cell137
 def resize_image(
     image:np.ndarray,     # uint8 [H, W, 3]
     size:tuple[int,int],  # (height, width) wanted
@@ -755,7 +763,7 @@ def resize_image(
     how = cv2.INTER_NEAREST if rule=='reference' else cv2.INTER_LINEAR if h>old_h or w>old_w else cv2.INTER_AREA
     return cv2.resize(image, (w, h), interpolation=how)
 
-# %% ../nbs/03_dataset.ipynb #cell137
+# %% ../nbs/03_dataset.ipynb #cell139
 def fit_image(
     image:np.ndarray,    # uint8 [H, W, 3]
     view:str,            # 'ego' or 'exo'
@@ -767,7 +775,7 @@ def fit_image(
     if landscape and image.shape[0]>image.shape[1]: image = resize_image(image, image.shape[1::-1], 'reference')
     return resize_image(image, image_size(view, patch, rule, image.shape[:2]), rule)
 
-# %% ../nbs/03_dataset.ipynb #cell140
+# %% ../nbs/03_dataset.ipynb #cell142
 def pair_rles(
     annotations:Annotations, # Of the root
     pair                     # A row of `read_pairs`
@@ -778,13 +786,14 @@ def pair_rles(
     if source is None: raise DataError('has no mask in the source view', take=take, object=name, camera=cameras[0], frame=frame)
     return source, dest
 
-# %% ../nbs/03_dataset.ipynb #cell143
+# %% ../nbs/03_dataset.ipynb #cell145
 def _side(image:np.ndarray, rle:dict|None) -> tuple: # The mask at the image's size, bool [H, W]; its box, float32 [4] xywh
     size = image.shape[:2]
     if rle is None: return np.zeros(size, bool), np.zeros(4, np.float32)
     rle = rle_from_runs(resize_runs(rle_runs(rle), size))
     return rle_decode(rle), rle_boxes([rle])[0].astype(np.float32)
 
+# %% ../nbs/03_dataset.ipynb #cell146
 class PairDataset:
     "The pairs of a split, as images, masks and boxes at a backbone's size"
     def __init__(self,
@@ -813,7 +822,7 @@ class PairDataset:
             item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
         return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
 
-# %% ../nbs/03_dataset.ipynb #cell151
+# %% ../nbs/03_dataset.ipynb #cell154
 def ground_truth(
     root:str|Path,          # A root
     pairs,                  # Pairs (`read_pairs`), or the name of a split whose pair file is read
@@ -836,7 +845,7 @@ def ground_truth(
         if masks: truth[take] = {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c,f in cs.items()} for o,cs in frames.items()}}
     return {'annotations': truth}
 
-# %% ../nbs/03_dataset.ipynb #cell159
+# %% ../nbs/03_dataset.ipynb #cell162
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
     takes:pd.DataFrame      # A row per take: split, scenario, cameras, objects, masks, frames, MB, missing (frames that pairs need)
@@ -846,7 +855,7 @@ class RootSummary(NamedTuple):
     def __str__(self):
         t = self.takes
         lines = [f"{len(t)} takes, {t.frames.sum():,} frames ({t.MB.sum():,.1f} MB), {t.objects.sum():,} objects, {t.masks.sum():,} masks"]
-        lines += [f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible' for name,row in self.pair_files.iterrows()]
+        lines += [f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible' for name,row in zip(self.pair_files.index, self.pair_files.itertuples())]
         return '\n'.join(lines + [f'missing: {m}' for m in self.missing])
     __repr__ = __str__
 
@@ -854,7 +863,7 @@ class RootSummary(NamedTuple):
         words = ''.join(f'<li>{html.escape(m)}</li>' for m in self.missing) or '<li>nothing</li>'
         return f"{self.takes.to_html(max_rows=20)}{self.pair_files.to_html()}<p>Missing:</p><ul>{words}</ul>"
 
-# %% ../nbs/03_dataset.ipynb #cell160
+# %% ../nbs/03_dataset.ipynb #cell163
 def _describe_take(root:Path, split:str, uid:str, a:TakeAnnotation) -> dict:
     marks = {o: {c: {'annotation': f} for c,f in cameras.items()} for o,cameras in a.masks.items()}
     wanted = wanted_frames({'object_masks': marks})
@@ -870,12 +879,12 @@ def _describe_pairs(path:Path, annotations:Annotations) -> dict:
     return dict(file=path.name, pairs=len(pairs), takes=pairs['take'].nunique(), objects=len(pairs[['take', 'object']].drop_duplicates()),
                 visible=float(np.mean(visible)) if visible else 0.)
 
-# %% ../nbs/03_dataset.ipynb #cell161
+# %% ../nbs/03_dataset.ipynb #cell164
 def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair files, and what is missing
     "What is in a root, and what is not"
     root, annotations, rows, missing = Path(root), Annotations(root), [], []
     if not (root/'takes.json').exists(): missing.append('takes.json, which the reference opens')
-    for split, uids in read_splits(root).items():
+    for split, uids in read_splits(root/'processed'/'split.json').items():
         for uid in uids:
             try: rows.append(_describe_take(root, split, uid, annotations[uid]))
             except EgoExoError as e: missing.append(f'{split}: {e}')
@@ -888,7 +897,7 @@ def describe_root(root:str|Path) -> RootSummary: # Tables of takes and pair file
     pair_files = pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
     return RootSummary(takes, pair_files, missing)
 
-# %% ../nbs/03_dataset.ipynb #cell165
+# %% ../nbs/03_dataset.ipynb #cell168
 def read_photograph(
     path:str|Path # A photograph
 ) -> tuple[np.ndarray,int]: # uint8 [H, W, 3] RGB, upright; the EXIF orientation it had (1 to 8)
@@ -914,7 +923,7 @@ def upright_mask(
     if orientation in turns and _same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
     raise DataError(f'a mask of {mask.shape[0]}×{mask.shape[1]} does not fit a photograph of {size[0]}×{size[1]}')
 
-# %% ../nbs/03_dataset.ipynb #cell168
+# %% ../nbs/03_dataset.ipynb #cell171
 def read_mask_png(
     path:str|Path # A mask as PNG
 ) -> np.ndarray:  # bool [H, W]
@@ -932,7 +941,7 @@ def read_mask_png(
     if values.ndim==3: values = values.max(2)
     return values > values.max()/2
 
-# %% ../nbs/03_dataset.ipynb #cell171
+# %% ../nbs/03_dataset.ipynb #cell174
 def segmentation_rle(
     segmentation, # Polygons [[x, y, x, y, …], …], or {'size', 'counts'} with numbers or text
     height:int,   # Of the image
@@ -957,7 +966,7 @@ def segmentation_rle(
     rle = coco.merge(coco.frPyObjects(polygons, height, width))
     return {'size': [height, width], 'counts': rle['counts'].decode('ascii')}
 
-# %% ../nbs/03_dataset.ipynb #cell173
+# %% ../nbs/03_dataset.ipynb #cell176
 def _coco_name(annotation:dict, categories:dict) -> str:
     "Which object an annotation is about"
     attributes = annotation.get('attributes')
@@ -984,7 +993,7 @@ def read_coco(
         except EgoExoError as e: report(e.at(file=path, image=name, object=obj))
     return masks
 
-# %% ../nbs/03_dataset.ipynb #cell176
+# %% ../nbs/03_dataset.ipynb #cell179
 PHOTOGRAPH = re.compile(r'(ego|exo\w*)(?:-(\d+))?\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
 
 def scene_photographs(
@@ -1001,7 +1010,7 @@ def scene_photographs(
     if alone := frames['ego'] ^ frames['exo']: raise DataError(f'has no photograph of the other view for {_some(alone)}', take=Path(folder).name)
     return dict(sorted(photos.items()))
 
-# %% ../nbs/03_dataset.ipynb #cell178
+# %% ../nbs/03_dataset.ipynb #cell181
 def _scene_masks(path:Path, size, orientation:int, coco:dict, report) -> dict: # object → bool mask, or `None` where it cannot be used
     "The masks drawn on a photograph, upright; what cannot be used is reported"
     drawn = {p.stem: p for p in sorted((path.parent/path.stem).glob('*.png'))} | coco.get(f'{path.parent.name}/{path.name}', {})
@@ -1027,7 +1036,7 @@ def _import_scene(folder:Path, root:Path, scenario:str, coco:dict, report) -> di
             if mask is not None and mask.any(): of_camera['annotation'][str(frame)] = encode_annotation(rle_encode(mask))
     return {'scenario': scenario, 'take_name': folder.name, 'object_masks': marks}
 
-# %% ../nbs/03_dataset.ipynb #cell179
+# %% ../nbs/03_dataset.ipynb #cell182
 def import_photographs(
     folder:str|Path,              # A folder of scenes
     root:str|Path,                # The root to make or to add to
