@@ -11,6 +11,7 @@ __all__ = ['WEIGHTS', 'WHERE', 'OFFICIAL', 'OURS', 'COLUMNS', 'SIDES', 'TILE', '
 
 # %% ../nbs/05_proposals.ipynb #cell004
 import json, logging, os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -165,7 +166,15 @@ def _predictor():
             return result
     return Predictor
 
-# %% ../nbs/05_proposals.ipynb #cell023
+# %% ../nbs/05_proposals.ipynb #cell024
+@contextmanager
+def _same_threads():
+    "Leave PyTorch with the threads it had"
+    import torch
+    threads = torch.get_num_threads()
+    try: yield
+    finally: torch.set_num_threads(threads)
+
 def _from_result(result) -> Proposals:
     "Proposals from the predictor's result for one image; masks without a pixel are left out"
     there = rle_areas(result.rles)>0
@@ -181,10 +190,10 @@ def _propose(self:Proposer,
     s = self.settings
     options = dict(imgsz=s['imgsz'][view], conf=s['conf'], iou=s['iou'], max_det=s['max_det'], device=self.device, verbose=False, save=False)
     bgr = [np.ascontiguousarray(i[...,::-1]) for i in images]
-    return [_from_result(r) for r in self.net.predict(bgr, predictor=_predictor(), **options)] if bgr else []
+    with _same_threads(): return [_from_result(r) for r in self.net.predict(bgr, predictor=_predictor(), **options)] if bgr else []
 Proposer.__call__ = _propose
 
-# %% ../nbs/05_proposals.ipynb #cell039
+# %% ../nbs/05_proposals.ipynb #cell040
 def _of_frames(self:Proposer,
     root:str|Path, # A root
     take:str,      # Uid
@@ -200,7 +209,7 @@ def _of_frames(self:Proposer,
         yield from zip(images, self(list(images.values()), view_of(camera)))
 Proposer.of_frames = _of_frames
 
-# %% ../nbs/05_proposals.ipynb #cell042
+# %% ../nbs/05_proposals.ipynb #cell043
 class GroundTruthProposer:
     "Proposes the annotated masks of all objects, for oracle studies"
     def __init__(self,
@@ -224,7 +233,7 @@ class GroundTruthProposer:
                 yield f, make_proposals(size, there, np.ones(len(there)))
             except EgoExoError as e: yield f, e
 
-# %% ../nbs/05_proposals.ipynb #cell045
+# %% ../nbs/05_proposals.ipynb #cell046
 COLUMNS = dict(take='string', camera='string', frame='int32', height='int32', width='int32', counts='string',
                x='float32', y='float32', w='float32', h='float32', score='float32', area='int32')
 
@@ -251,7 +260,7 @@ def write_proposals(
         for f, p in there:
             if len(p): out.write_table(_table(take, camera, f, p, schema))
 
-# %% ../nbs/05_proposals.ipynb #cell047
+# %% ../nbs/05_proposals.ipynb #cell048
 class _File(NamedTuple):
     "An open file of the store"
     parquet:object
@@ -277,7 +286,7 @@ def _open(path:Path) -> _File:
         raise FileError(f'is damaged, or no file of proposals ({type(e).__name__}); delete it and make it again', file=path) from None
     return _File(parquet, notes['settings'], index, Path(path))
 
-# %% ../nbs/05_proposals.ipynb #cell048
+# %% ../nbs/05_proposals.ipynb #cell049
 def _read(file:_File, frame:int) -> Proposals:
     "The proposals of one frame"
     import pyarrow as pa
@@ -290,7 +299,7 @@ def _read(file:_File, frame:int) -> Proposals:
     x, y, w, h, scores, areas = (c.to_numpy() for c in numbers)
     return Proposals(size, [{'size': list(size), 'counts': c} for c in counts.to_pylist()], scores, np.stack([x, y, w, h], 1), areas.astype(np.int64))
 
-# %% ../nbs/05_proposals.ipynb #cell049
+# %% ../nbs/05_proposals.ipynb #cell050
 class ProposalStore:
     "The proposals of a root, read frame by frame"
     def __init__(self,
@@ -316,7 +325,7 @@ class ProposalStore:
         try: return _read(self._open(take, camera), int(frame))
         except EgoExoError as e: raise e.at(take=take, camera=camera, frame=int(frame))
 
-# %% ../nbs/05_proposals.ipynb #cell059
+# %% ../nbs/05_proposals.ipynb #cell060
 def proposal_frames(
     root:str|Path,      # A root with pair files
     direction:str=None, # 'exo2ego' or 'ego2exo'; both by default
@@ -327,7 +336,7 @@ def proposal_frames(
     parts = [frames_of(read_pairs(pairs_path(root, s, d), d), 'dest') for d in ways for s in splits]
     return pd.concat(parts).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
-# %% ../nbs/05_proposals.ipynb #cell062
+# %% ../nbs/05_proposals.ipynb #cell063
 class ProposalRun:
     "What a run did: files, frames, proposals, problems"
     def __init__(self,
@@ -357,7 +366,7 @@ def _check_settings(folder:Path, settings:dict):
         except FileError: continue
         if there!=settings: raise DataError(f'was made with other settings ({_differences(there, settings)}); choose another name, or delete the folder', file=path)
 
-# %% ../nbs/05_proposals.ipynb #cell063
+# %% ../nbs/05_proposals.ipynb #cell064
 def _complete(path:Path, take:str, camera:str, wanted, proposer, root, run:ProposalRun, bar):
     "Bring one file of the store up to date"
     file = _open(path) if path.exists() else None
@@ -372,7 +381,7 @@ def _complete(path:Path, take:str, camera:str, wanted, proposer, root, run:Propo
     if made: write_proposals(path, take, camera, {**frames, **made}, proposer.settings)
     run.files += bool(made or frames); run.frames += len(made); run.proposals += sum(map(len, made.values()))
 
-# %% ../nbs/05_proposals.ipynb #cell064
+# %% ../nbs/05_proposals.ipynb #cell065
 def propose(
     root:str|Path,       # A root
     frames:pd.DataFrame, # take, camera, frame (`proposal_frames`)
@@ -395,7 +404,7 @@ def propose(
             except EgoExoError as e: run.report(e.at(take=take, camera=camera))
     return run
 
-# %% ../nbs/05_proposals.ipynb #cell074
+# %% ../nbs/05_proposals.ipynb #cell075
 def reference_folder(
     root:str|Path, # A root
     split:str,     # 'train', 'val' or 'test'
@@ -408,7 +417,7 @@ def reference_folder(
 def _save_array(path:Path, save, array):
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: save(f, array)
 
-# %% ../nbs/05_proposals.ipynb #cell075
+# %% ../nbs/05_proposals.ipynb #cell076
 def export_reference(
     root:str|Path,       # A root
     split:str,           # 'train', 'val' or 'test'
@@ -426,7 +435,7 @@ def export_reference(
         _save_array(place/f'{frame}_masks.npz', np.savez_compressed, masks)
     return len(frames)
 
-# %% ../nbs/05_proposals.ipynb #cell076
+# %% ../nbs/05_proposals.ipynb #cell077
 def _encode(masks:np.ndarray) -> list: # uint8 [N, H, W] → N RLEs
     from pycocotools import mask as coco
     packed = coco.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
@@ -447,7 +456,7 @@ def read_reference(
     try: return make_proposals(masks.shape[1:], _encode((masks!=0).astype(np.uint8)) if len(masks) else [], boxes=boxes)
     except EgoExoError as e: raise e.at(file=path)
 
-# %% ../nbs/05_proposals.ipynb #cell077
+# %% ../nbs/05_proposals.ipynb #cell078
 class ReferenceProposer:
     "Proposals that the reference's script left in a root"
     def __init__(self,
@@ -462,7 +471,7 @@ class ReferenceProposer:
             try: yield f, read_reference(inside(self.folder, take, camera)/f'{f}_masks.npz')
             except EgoExoError as e: yield f, e
 
-# %% ../nbs/05_proposals.ipynb #cell078
+# %% ../nbs/05_proposals.ipynb #cell079
 def import_reference(
     root:str|Path,         # A root with `Masks_*` folders
     split:str,             # 'train', 'val' or 'test'
@@ -476,7 +485,7 @@ def import_reference(
     there = [(p.parent.parent.name, p.parent.name, int(p.name[:-len('_masks.npz')])) for p in source.folder.glob('*/*/*_masks.npz') if p.name[:-len('_masks.npz')].isdecimal()]
     return propose(root, pd.DataFrame(there, columns=['take', 'camera', 'frame']), source, name, strict=strict)
 
-# %% ../nbs/05_proposals.ipynb #cell085
+# %% ../nbs/05_proposals.ipynb #cell086
 def export_coco(
     root:str|Path,      # A root
     path:str|Path,      # The JSON to write
@@ -495,7 +504,7 @@ def export_coco(
     write_json(path, dict(images=images, annotations=notes, categories=[dict(id=1, name='object')]))
     return len(notes)
 
-# %% ../nbs/05_proposals.ipynb #cell088
+# %% ../nbs/05_proposals.ipynb #cell089
 def best_iou(
     root:str|Path,       # A root
     pairs:pd.DataFrame,  # Pairs (`read_pairs`)
@@ -515,7 +524,7 @@ def best_iou(
     seen = [k in rows for k in keys]
     return pd.concat([pairs[seen].reset_index(drop=True), pd.DataFrame([rows[k] for k in keys if k in rows], columns=['side', 'iou', 'candidate', 'candidates'])], axis=1)
 
-# %% ../nbs/05_proposals.ipynb #cell089
+# %% ../nbs/05_proposals.ipynb #cell090
 SIDES = (0, 16, 32, 64, 128, np.inf) # √area, pixels
 
 def recall(
@@ -528,7 +537,7 @@ def recall(
     rows = {label: table(best[size==label]) for label in labels if (size==label).any()}
     return pd.DataFrame({**rows, 'all': table(best)}).T.astype({'pairs': int}).rename_axis('side in pixels')
 
-# %% ../nbs/05_proposals.ipynb #cell101
+# %% ../nbs/05_proposals.ipynb #cell102
 def crop_around(
     image:np.ndarray, # [H, W, 3]
     box,              # xywh
@@ -539,7 +548,7 @@ def crop_around(
     y0, x0 = max(0, y-margin), max(0, x-margin)
     return image[y0:y+h+1+margin, x0:x+w+1+margin], (y0, x0)
 
-# %% ../nbs/05_proposals.ipynb #cell109
+# %% ../nbs/05_proposals.ipynb #cell110
 def compress(
     image:np.ndarray, # uint8 [H, W, 3] RGB, even sides
     crf:int           # H.264's constant quality
@@ -565,7 +574,7 @@ def outline(
     if len(parts)<2: return parts[0] if parts else None
     return np.concatenate(merge_multi_segment([p.reshape(-1).tolist() for p in parts]), 0)
 
-# %% ../nbs/05_proposals.ipynb #cell111
+# %% ../nbs/05_proposals.ipynb #cell112
 TILE = 320
 SCALES = dict(ego=(.46, 1.), exo=(.8, 1.8))
 
@@ -588,7 +597,7 @@ def cut_tile(
     polygons = [outline(m) for m in small if m.sum()>=24]
     return fit(image), [(p+.5)/TILE for p in polygons if p is not None]
 
-# %% ../nbs/05_proposals.ipynb #cell113
+# %% ../nbs/05_proposals.ipynb #cell114
 def write_tiles(
     frames,        # (image, {instance: RLE}, camera), as `mini.training_frames` yields them
     out:str|Path,  # Folder to make: `images/`, `labels/`, `data.yaml`, as YOLO wants it
@@ -614,7 +623,7 @@ def write_tiles(
     (out/'data.yaml').write_text(f'path: {out.resolve()}\ntrain: images/train\nval: images/val\nnames: {{0: object}}\n')
     return n
 
-# %% ../nbs/05_proposals.ipynb #cell117
+# %% ../nbs/05_proposals.ipynb #cell118
 NETWORK = """
 nc: 1
 end2end: False
@@ -646,8 +655,8 @@ head:
   - [[15, 18, 21], 1, Segment, [nc, 24, 32]]
 """
 
-# %% ../nbs/05_proposals.ipynb #cell120
-RECIPE = dict(imgsz=TILE, batch=8, nbs=8, amp=False, pretrained=False, single_cls=True, optimizer='AdamW', lr0=.003, lrf=.02, cos_lr=True,
+# %% ../nbs/05_proposals.ipynb #cell121
+RECIPE = dict(imgsz=TILE, batch=8, nbs=8, amp=False, single_cls=True, optimizer='AdamW', lr0=.003, lrf=.02, cos_lr=True,
               warmup_epochs=.4, warmup_bias_lr=0., weight_decay=.01, mosaic=0., scale=.25, translate=.1, fliplr=.5, hsv_h=.02, hsv_s=.4, hsv_v=.3,
               erasing=0., close_mosaic=0, overlap_mask=True, mask_ratio=4, val=False, plots=False, workers=0, cache='ram', deterministic=False)
 
@@ -668,15 +677,15 @@ def train_fastsam(
     with tempfile.TemporaryDirectory() as folder:
         network = Path(folder)/'fastsam-mini-seg.yaml'; network.write_text(NETWORK)
         model = _ultralytics().YOLO(network, task='segment')
-        if start: model.model, model.ckpt = load_fastsam(start).model, {'model': True}
+        if start: model.model = load_fastsam(start).model; model.ckpt = {'model': model.model}
         model.add_callback('on_train_batch_end', note)
         model.add_callback('on_train_start', lambda _: torch.set_num_threads(threads))
-        model.train(data=Path(tiles)/'data.yaml', epochs=epochs, seed=seed, device=device, project=folder, name='run', verbose=False, **{**RECIPE, **options})
+        with _same_threads(): model.train(data=Path(tiles)/'data.yaml', epochs=epochs, seed=seed, device=device, project=folder, name='run', verbose=False, pretrained=bool(start), **{**RECIPE, **options})
         history = dict(zip(('box', 'seg', 'cls', 'l1'), np.round(steps, 4).T.tolist()))
         save_fastsam(model.trainer.ema.ema, out, history)
     return history
 
-# %% ../nbs/05_proposals.ipynb #cell121
+# %% ../nbs/05_proposals.ipynb #cell122
 def save_fastsam(
     model,          # A segmentation network of ultralytics
     out:str|Path,   # The checkpoint to write
