@@ -130,23 +130,28 @@ def cache_dir() -> Path:
 
 # %% ../nbs/00_core.ipynb #cell030
 def fetch(
-    url:str,          # HTTPS address
-    known_sha256:str, # Hexadecimal SHA-256 that the file must have
-    name:str,         # Path below the cache folder
-    timeout:float=20  # Seconds without an answer before it gives up
-) -> Path:            # The file in the cache, checked
+    url:str,               # HTTPS address
+    known_sha256:str|None, # Hexadecimal SHA-256 that the file must have; `None` if none is published
+    name:str,              # Path below the cache folder
+    timeout:float=20       # Seconds without an answer before it gives up
+) -> Path:                 # The file in the cache, checked
     "A file from the web, downloaded once and checked each time; `FileError` says how to get it by hand"
     import pooch, requests
     path = cache_dir()/name
     pooch.get_logger().setLevel('WARNING')
-    if path.is_file() and sha256(path)==known_sha256: return path
-    try: pooch.retrieve(url, f'sha256:{known_sha256}', fname=path.name, path=path.parent,
-                        downloader=pooch.HTTPDownloader(timeout=timeout))
-    except requests.RequestException as e: problem = f'could not be downloaded ({type(e).__name__})'
-    except OSError as e: problem = f'could not be written ({e.strerror or e})'
-    except ValueError: problem = 'arrived with another SHA-256 than expected'
-    else: return path
-    raise FileError(f'{problem}; fetch it where you can and put it there', url=url, file=path)
+    note = path.with_name(f'{path.name}.sha256')
+    known = known_sha256 or (note.read_text() if note.is_file() else None)
+    if not path.is_file() or known not in (None, sha256(path)):
+        try: pooch.retrieve(url, known and f'sha256:{known}', fname=path.name, path=path.parent,
+                            downloader=pooch.HTTPDownloader(timeout=timeout))
+        except requests.RequestException as e: problem = f'could not be downloaded ({type(e).__name__})'
+        except OSError as e: problem = f'could not be written ({e.strerror or e})'
+        except ValueError: problem = 'arrived with another SHA-256 than expected'
+        else: problem = None
+        if problem: raise FileError(f'{problem}; fetch it where you can and put it there', url=url, file=path)
+    if not known:
+        with atomic_path(note) as tmp: tmp.write_text(sha256(path))
+    return path
 
 # %% ../nbs/00_core.ipynb #cell035
 def seed_everything(seed:int=42): # The report's seed is 42 (SPEC 10)

@@ -82,7 +82,7 @@ def box_mesh(
         parts.append(grid(points*size/2, uv))
     return join([Mesh(m.vertices, m.faces[:,::-1], m.uv) for m in parts])
 
-# %% ../nbs/04_mini.ipynb #cell015
+# %% ../nbs/04_mini.ipynb #cell016
 def turn(
     profile,     # [S, 3] radius and height as fractions and v, from the middle of the bottom outwards, up and (for hollow things) down inside
     width:float, # Metres
@@ -95,7 +95,7 @@ def turn(
     points = np.stack(np.broadcast_arrays(r*np.cos(a)*width/2, r*np.sin(a)*width/2, (z-.5)*height), -1)
     return grid(points, np.stack(np.broadcast_arrays(a/(2*np.pi), v), -1))
 
-# %% ../nbs/04_mini.ipynb #cell016
+# %% ../nbs/04_mini.ipynb #cell018
 def sweep(
     spine,          # [S, 3] points along the middle
     half,           # [S, 2] half width and half thickness at each
@@ -114,7 +114,7 @@ def sweep(
     v = np.linspace(1, 0, len(spine))
     return grid(points, np.stack(np.broadcast_arrays(a/(2*np.pi), v[:,None]), -1))
 
-# %% ../nbs/04_mini.ipynb #cell017
+# %% ../nbs/04_mini.ipynb #cell020
 def sheet(
     width:float, depth:float, # Metres
     folds,                    # Function of x and y in [-1, 1], metres above the table
@@ -130,7 +130,7 @@ def sheet(
     below = grid(top*(1,1,0), uv)
     return join([Mesh(above.vertices, above.faces[:,::-1], above.uv), below])
 
-# %% ../nbs/04_mini.ipynb #cell021
+# %% ../nbs/04_mini.ipynb #cell024
 COLORS = dict(red=(200,38,42), orange=(232,120,28), yellow=(238,196,50), green=(52,142,66), teal=(26,142,142), blue=(38,84,176),
               purple=(112,58,140), pink=(226,118,150), brown=(126,80,48), white=(236,234,226), black=(42,42,46), gray=(142,146,150))
 SYLLABLES = 'ba be bi bo ca co da de di do fa fe fi ga go ka ki la le li lo ma me mi mo na ne no pa pe po ra re ri ro sa se si so ta te ti to va ve vi za zo'.split()
@@ -153,7 +153,7 @@ def word(rng) -> str:
     "A brand that does not exist"
     return ''.join(rng.choice(SYLLABLES, rng.integers(2, 4))).capitalize()
 
-# %% ../nbs/04_mini.ipynb #cell022
+# %% ../nbs/04_mini.ipynb #cell026
 class Style(NamedTuple):
     "What is printed on an object: look-alikes share the shape and the layout"
     base:tuple; accent:tuple; ink:tuple # RGB
@@ -173,7 +173,7 @@ def paint_icon(draw, xy, r, icon, color):
         for i in range(3): draw.arc((x-r, y-r+i*r*.6, x+r, y+r*.6+i*r*.6), 200, 340, fill=color, width=max(2, int(r/4)))
     else: draw.pieslice((x-r, y-r, x+r, y+r), 30, 250, fill=color)
 
-# %% ../nbs/04_mini.ipynb #cell023
+# %% ../nbs/04_mini.ipynb #cell028
 def paint_text(draw, box, text, color):
     "A word as large as the box (x0, y0, x1, y1) allows"
     from PIL import ImageFont
@@ -205,7 +205,7 @@ def paint_label(draw, box, style:Style, rng):
     paint_text(draw, (x0+w*.06, y0+h*words[0], x1-w*.06, y0+h*words[1]), style.brand, ink)
     paint_print(draw, (x0+w*.1, y0+h*.86, x1-w*.1, y1-2), style.ink, rng)
 
-# %% ../nbs/04_mini.ipynb #cell025
+# %% ../nbs/04_mini.ipynb #cell030
 def canvas(color, width:int, height:int, rng, grain:float=.05):
     "A Pillow image of one slightly uneven colour, and its pen"
     from PIL import Image, ImageDraw
@@ -228,7 +228,7 @@ def paint_carton(style, rng, cell=144):
         paint_text(draw, (x0+8, y0+cell*.3, x1-8, y0+cell*.7), style.brand, style.accent)
     return np.asarray(image)
 
-# %% ../nbs/04_mini.ipynb #cell026
+# %% ../nbs/04_mini.ipynb #cell032
 def paint_turned(style, rng, label=(.35, .75), cap=.2, cap_color=None):
     "Around a turned object: the label between two heights (as v), the cap above the third"
     w, h = 432, 288
@@ -256,7 +256,7 @@ def paint_dots(style, rng, inside=.5):
         draw.rectangle((0, y0, w, y0+12), fill=style.ink)
     return np.asarray(image)
 
-# %% ../nbs/04_mini.ipynb #cell027
+# %% ../nbs/04_mini.ipynb #cell034
 def paint_cloth(style, rng):
     "Woven stripes, checks or dots"
     image, draw = canvas(style.base, 256, 256, rng, .12)
@@ -282,7 +282,7 @@ def paint_tool(style, rng, handle=.45):
     draw.rectangle((0, 250, 96, 262), fill=style.accent)
     return np.asarray(image)
 
-# %% ../nbs/04_mini.ipynb #cell028
+# %% ../nbs/04_mini.ipynb #cell036
 def paint_pouch(style, rng):
     "A flat pack: the same label on both sides"
     image, draw = canvas(style.base, 384, 192, rng, .08)
@@ -302,7 +302,7 @@ def paint_cassette(style, rng, cell=144):
     paint_text(draw, (x0+10, y0+6, x0+108, y0+36), style.brand, style.ink)
     return np.asarray(image)
 
-# %% ../nbs/04_mini.ipynb #cell031
+# %% ../nbs/04_mini.ipynb #cell039
 PROFILES = { # radius, height, v
     'bottle': [(0,0,1), (.85,0,.97), (1,.03,.94), (1,.58,.4), (.85,.68,.32), (.36,.8,.22), (.34,.86,.2), (.42,.87,.19), (.42,1,.05), (0,1,0)],
     'jar': [(0,0,1), (.9,0,.97), (1,.05,.94), (1,.72,.35), (.82,.8,.26), (.82,.82,.24), (.9,.83,.22), (.9,1,.08), (0,1,0)],
@@ -315,7 +315,7 @@ PROFILES = { # radius, height, v
     'round': [(np.sin(a), .5-np.cos(a)/2, 1-a/np.pi) for a in np.linspace(0, np.pi, 13)],
     'vial': [(0,0,1), (.5,.01,.97), (.9,.05,.94), (1,.1,.9), (1,.8,.25), (1.15,.81,.22), (1.15,1,.05), (0,1,0)]}
 
-# %% ../nbs/04_mini.ipynb #cell032
+# %% ../nbs/04_mini.ipynb #cell041
 def mug_mesh(size) -> Mesh:
     "A cup with a handle"
     w, d, h = size
@@ -341,7 +341,7 @@ BARS = { # position, height, half width, half thickness
     'pouch': [(0,.5,0,0), (0,.5,.48,.1), (.06,.5,.48,.12), (.25,.5,.47,.42), (.5,.5,.47,.5), (.75,.5,.47,.42), (.94,.5,.48,.12), (1,.5,.48,.1), (1,.5,0,0)],
     'banana': [(0,.9,0,0), (.02,.85,.14,.12), (.12,.6,.3,.22), (.3,.36,.46,.3), (.5,.28,.5,.3), (.7,.36,.46,.3), (.88,.6,.3,.22), (.97,.85,.12,.1), (1,.92,0,0)]}
 
-# %% ../nbs/04_mini.ipynb #cell033
+# %% ../nbs/04_mini.ipynb #cell043
 class Kind(NamedTuple):
     "A sort of object: where it occurs (Cooking, Health), its size and how it is made"
     where:str     # 'C', 'H' or 'CH'
@@ -356,7 +356,7 @@ def crockery(profile): return (lambda size: turn(PROFILES[profile], size[1], siz
 def cloth(size): return sheet(size[0], size[1], lambda x, y: size[2]*(.3+.3*np.sin(3.1*x+2*y)+.25*np.sin(5*y-2.3*x)+.1*np.sin(9*x)))
 STEEL = (176,180,184)
 
-# %% ../nbs/04_mini.ipynb #cell034
+# %% ../nbs/04_mini.ipynb #cell045
 KINDS = {
     'tea box': Kind('C', (.085,.065,.13), box_mesh, paint_carton), 'cracker box': Kind('C', (.16,.06,.2), box_mesh, paint_carton),
     'milk carton': Kind('C', (.075,.075,.19), box_mesh, paint_carton), 'butter pack': Kind('C', (.11,.07,.05), box_mesh, paint_carton),
@@ -371,7 +371,7 @@ KINDS = {
     'knife': Kind('C', (.27,.035,.02), *bar('knife', paint_tool, 4)), 'spatula': Kind('C', (.3,.08,.03), *bar('spatula', paint_tool, 3)),
     'sponge': Kind('C', (.11,.07,.035), box_mesh, paint_carton), 'towel': Kind('CH', (.22,.17,.02), cloth, paint_cloth)}
 
-# %% ../nbs/04_mini.ipynb #cell035
+# %% ../nbs/04_mini.ipynb #cell047
 KINDS |= {
     'test kit box': Kind('H', (.16,.09,.06), box_mesh, paint_carton), 'medicine box': Kind('H', (.11,.045,.07), box_mesh, paint_carton),
     'glove box': Kind('H', (.22,.11,.08), box_mesh, paint_carton), 'mask box': Kind('H', (.18,.1,.085), box_mesh, paint_carton),
@@ -383,7 +383,7 @@ KINDS |= {
     'swab package': Kind('H', (.19,.045,.012), *bar('pouch', paint_pouch, 4)), 'wipes package': Kind('H', (.17,.1,.045), *bar('pouch', paint_pouch, 4)),
     'marker': Kind('H', (.14,.016,.016), *bar('pen', paint_tool)), 'thermometer': Kind('H', (.13,.026,.018), *bar('thermometer', paint_tool))}
 
-# %% ../nbs/04_mini.ipynb #cell037
+# %% ../nbs/04_mini.ipynb #cell049
 SPLITS = dict(train=(2, 3), val=(1, 3), test=(1, 3)) # Families of each kind, and models of each family
 
 class Model(NamedTuple):
@@ -401,7 +401,7 @@ def models(split:str, scenario:str='') -> list[Model]:
     families, variants = SPLITS[split]
     return [Model(kind, split, f, v) for kind,k in KINDS.items() if not scenario or scenario[0] in k.where for f in range(families) for v in range(variants)]
 
-# %% ../nbs/04_mini.ipynb #cell039
+# %% ../nbs/04_mini.ipynb #cell051
 class Thing(NamedTuple):
     "A model made: its name, shape and texture"
     name:str            # As an annotator would call it: 'red tea box'
@@ -433,7 +433,7 @@ def make_thing(model:Model) -> Thing:
     mesh = mesh._replace(vertices=mesh.vertices-(low+high)/2)
     return Thing(f'{color} {model.kind}', model, high-low, mesh, kind.paint(style, np.random.default_rng([7, *model.rng.integers(1<<30, size=2), model.variant])))
 
-# %% ../nbs/04_mini.ipynb #cell042
+# %% ../nbs/04_mini.ipynb #cell054
 class Scene:
     "A MuJoCo model in the making: meshes, textures, bodies"
     def __init__(self, size=(960, 704)):
@@ -463,7 +463,7 @@ class Scene:
     def collider(self, body, size, mass=0, **geom):
         body.add_geom(type=self.mj.mjtGeom.mjGEOM_BOX, size=np.asarray(size)/2, mass=mass, group=3, friction=(.8,.02,.002), **geom)
 
-# %% ../nbs/04_mini.ipynb #cell044
+# %% ../nbs/04_mini.ipynb #cell056
 def quat_axes(x, z) -> np.ndarray: # float [4]: w, x, y, z
     "The rotation whose x axis is `x` and whose z axis is as near `z` as it can be"
     import mujoco
@@ -479,7 +479,7 @@ def look_at(position, target, roll:float=0) -> np.ndarray: # float [4]
     right = np.cross((np.sin(roll), 0, np.cos(roll)), back)
     return quat_axes(right, back)
 
-# %% ../nbs/04_mini.ipynb #cell047
+# %% ../nbs/04_mini.ipynb #cell059
 def paint_room(kind:str, rng, size:int=512) -> np.ndarray: # uint8 [size, size, 3]
     "A surface that may be repeated: wood, stone, tiles, plaster, checks"
     n = noise(rng, size, size, (4, 24, 128))
@@ -501,7 +501,7 @@ def paint_room(kind:str, rng, size:int=512) -> np.ndarray: # uint8 [size, size, 
         return (np.array((232,228,218))*(1-amount[...,None]) + base*amount[...,None] + 5*n[...,None]).clip(0, 255).astype(np.uint8)
     return shade(pale, .07*n)
 
-# %% ../nbs/04_mini.ipynb #cell048
+# %% ../nbs/04_mini.ipynb #cell061
 def add_room(scene:Scene, rng):
     "Floor, walls, a table whose top is z = 0, things standing around, and light"
     world, mats = scene.spec.worldbody, {}
@@ -526,7 +526,7 @@ def add_room(scene:Scene, rng):
     slab((rng.uniform(1.2, 3), .5, .85), (rng.uniform(-1, 1), far-.3, -.32), cupboard, (3, 1))
     for x in (-2.9, 2.9): slab((.7, 1.6, rng.uniform(.8, 1.8)), (x, rng.uniform(-.5, 1), -.1), cupboard, (2, 2))
 
-# %% ../nbs/04_mini.ipynb #cell049
+# %% ../nbs/04_mini.ipynb #cell063
 def add_light(scene:Scene, rng):
     "One lamp that casts shadows, one that fills, and light from everywhere"
     warm = np.array((1, .93, .82))*(1-(t:=rng.uniform())) + np.array((.88, .95, 1))*t
@@ -538,7 +538,7 @@ def add_light(scene:Scene, rng):
     head = scene.spec.visual.headlight
     head.ambient, head.diffuse, head.specular = (rng.uniform(.38, .5),)*3, (.08,)*3, (0,)*3
 
-# %% ../nbs/04_mini.ipynb #cell051
+# %% ../nbs/04_mini.ipynb #cell065
 def add_racks(scene:Scene, rng) -> list[tuple[np.ndarray,float]]: # Where they stand (x, y) and their radius
     "One or two big things that stay where they are, so that not every camera sees everything"
     taken = []
@@ -552,7 +552,7 @@ def add_racks(scene:Scene, rng) -> list[tuple[np.ndarray,float]]: # Where they s
         taken.append((xy, np.hypot(*size[:2])/2))
     return taken
 
-# %% ../nbs/04_mini.ipynb #cell052
+# %% ../nbs/04_mini.ipynb #cell066
 def choose_things(rng, split:str, scenario:str, groups:int=3, singles=(8, 13)) -> list[Thing]:
     "The objects of a take: some groups of look-alikes first, then single ones"
     pool = models(split, scenario)
@@ -565,7 +565,7 @@ def choose_things(rng, split:str, scenario:str, groups:int=3, singles=(8, 13)) -
         chosen += [members[i] for i in rng.permutation(len(members))[:n]]
     return [make_thing(m) for m in chosen]
 
-# %% ../nbs/04_mini.ipynb #cell053
+# %% ../nbs/04_mini.ipynb #cell068
 def add_things(scene:Scene, things, rng, taken=()) -> list[str]: # Names of the bodies
     "Put objects on the table with room between them, the tall ones behind as a rule; what finds no room is left out"
     placed, names = list(taken), []
@@ -585,7 +585,7 @@ def add_things(scene:Scene, things, rng, taken=()) -> list[str]: # Names of the 
         scene.collider(body, t.size, mass=.05+500*np.prod(t.size)*.5)
     return names
 
-# %% ../nbs/04_mini.ipynb #cell055
+# %% ../nbs/04_mini.ipynb #cell070
 SKIN = ((224,178,146), (198,146,110), (150,102,70), (98,66,46), (236,200,176))
 ARM = .31 # Length of a forearm and of an upper arm, metres
 
@@ -608,7 +608,7 @@ def add_hand(scene:Scene, side:str, material:str):
     add_rod(scene, body, (-.1, -.04*s, .03), thumb, .011, material); add_rod(scene, body, thumb, (-.02, -.035*s, 0), .0095, material)
     body.add_geom(name=f'{side} push', type=scene.mj.mjtGeom.mjGEOM_CAPSULE, fromto=(-.03, 0, .04, 0, 0, .012), size=(.03, 0, 0), contype=0, conaffinity=0, mass=0, group=3)
 
-# %% ../nbs/04_mini.ipynb #cell056
+# %% ../nbs/04_mini.ipynb #cell072
 def add_person(scene:Scene, rng, gloves:bool):
     "A wearer without a face"
     world = scene.spec.worldbody
@@ -626,7 +626,7 @@ def add_person(scene:Scene, rng, gloves:bool):
     hair = solid([(40,30,24), (90,60,36), (150,120,70), (120,120,124)][rng.integers(4)])
     add_egg(scene, skull, (0, 0, 0), (.085, .1, .12), skin, 2); add_egg(scene, skull, (0, -.02, .025), (.092, .1, .115), hair, 2)
 
-# %% ../nbs/04_mini.ipynb #cell058
+# %% ../nbs/04_mini.ipynb #cell074
 EGO, EXO = 'aria01_214-1', ('cam01', 'cam02')
 SIZES = dict(ego=(704, 704), exo=(540, 960)) # Height and width
 
@@ -643,7 +643,7 @@ def add_cameras(scene:Scene, rng):
         aim = (rng.uniform(-.2, .2), rng.uniform(-.12, .15), rng.uniform(-.05, .1))
         world.add_camera(name=name, pos=pos, quat=look_at(pos, aim, rng.uniform(-.04, .04)), fovy=rng.uniform(26, 35))
 
-# %% ../nbs/04_mini.ipynb #cell060
+# %% ../nbs/04_mini.ipynb #cell076
 TICK = .02 # Seconds between two positions of the hands
 SHOULDER = np.array((.2, -.54, .2))
 
@@ -672,7 +672,7 @@ class Stage:
         for _ in range(150): mujoco.mj_step(self.model, self.data)
         self.place_body()
 
-# %% ../nbs/04_mini.ipynb #cell061
+# %% ../nbs/04_mini.ipynb #cell078
 @patch
 def put(self:Stage, name, pos, quat):
     "Move a body that the physics does not move"
@@ -690,7 +690,7 @@ def frame(self:Stage, side) -> tuple[np.ndarray,np.ndarray]: # Position and rota
     ahead /= np.linalg.norm(ahead)
     return self.hand[side], quat_axes((*ahead[:2]*np.cos(self.pitch[side]), np.sin(self.pitch[side])), (0,0,1))
 
-# %% ../nbs/04_mini.ipynb #cell063
+# %% ../nbs/04_mini.ipynb #cell080
 def bend_arm(shoulder, wrist, outward:float):
     "Shoulder and elbow of an arm that reaches the wrist; where it is too short the shoulder follows"
     d = wrist-shoulder; n = np.linalg.norm(d); d /= n
@@ -698,7 +698,7 @@ def bend_arm(shoulder, wrist, outward:float):
     pole = np.array((outward, -.3, -1)); pole -= d*(pole@d); pole /= np.linalg.norm(pole)
     return shoulder, shoulder + d*n/2 + pole*np.sqrt(ARM**2-n**2/4)
 
-# %% ../nbs/04_mini.ipynb #cell064
+# %% ../nbs/04_mini.ipynb #cell082
 @patch
 def carry(self:Stage, side:str, pos, quat):
     "Put what a hand holds where the hand is"
@@ -724,7 +724,7 @@ def place_body(self:Stage):
     self.put('head', head, look_at(head, self.gaze+.015*sway[3:], .05*sway[0])); self.put('skull', head-(0, .1, .02), (1,0,0,0))
     self.mj.mj_forward(self.model, self.data)
 
-# %% ../nbs/04_mini.ipynb #cell067
+# %% ../nbs/04_mini.ipynb #cell085
 @patch
 def move(self:Stage, side:str, target, seconds:float, pitch:float=-.3):
     "A smooth movement of one hand, a tick at a time"
@@ -748,7 +748,7 @@ def grab(self:Stage, side:str, name:str):
     self.mj.mju_rotVecQuat(offset, self.position(name)-pos, back); self.mj.mju_mulQuat(turn, back, self.data.body(name).xquat)
     self.held[side] = name, offset, turn
 
-# %% ../nbs/04_mini.ipynb #cell068
+# %% ../nbs/04_mini.ipynb #cell087
 @patch
 def choose(self:Stage, side:str, rng) -> str|None:
     "A thing that this hand can reach and the other does not hold"
@@ -767,7 +767,7 @@ def free(self:Stage, name:str, side:str, rng):
         if any(np.hypot(*(xy-p))<=radius(name)+r for p,r in self.racks): continue
         if all(np.hypot(*(xy-self.position(n)[:2]))>radius(name)+.8*radius(n) for n in self.things if n!=name): return xy
 
-# %% ../nbs/04_mini.ipynb #cell069
+# %% ../nbs/04_mini.ipynb #cell089
 @patch
 def lift(self:Stage, side:str, name:str, rng):
     "Take a thing, look at it and put it down somewhere else"
@@ -794,7 +794,7 @@ def push(self:Stage, side:str, name:str, rng):
     yield from self.move(side, low+way*rng.uniform(.0, .08), rng.uniform(.5, 1.1))
     knuckle.contype[:] = knuckle.conaffinity[:] = 0
 
-# %% ../nbs/04_mini.ipynb #cell070
+# %% ../nbs/04_mini.ipynb #cell091
 @patch
 def work(self:Stage, side:str, rng):
     "All that one hand does in a take: it lifts, pushes and rests in turn"
@@ -819,7 +819,7 @@ def run(self:Stage, seconds:float):
         for _ in range(round(TICK/self.model.opt.timestep)): self.mj.mj_step(self.model, self.data)
     self.place_body()
 
-# %% ../nbs/04_mini.ipynb #cell074
+# %% ../nbs/04_mini.ipynb #cell095
 class Eyes:
     "Renders the cameras of a stage, all from one OpenGL context"
     def __init__(self, stage:Stage):
@@ -840,7 +840,7 @@ def pixels(self:Eyes, size, segment:bool) -> np.ndarray: # uint8 [H, W, 3]
     mj.mjr_render(rect, self.scene, self.context); mj.mjr_readPixels(image, None, rect, self.context)
     return image[::-1]
 
-# %% ../nbs/04_mini.ipynb #cell075
+# %% ../nbs/04_mini.ipynb #cell097
 @patch
 def see(self:Eyes, camera:str) -> tuple[np.ndarray,dict]: # uint8 [H, W, 3]; {body: bool [H, W]}
     "The image of a camera, and the pixels of each body in it"
@@ -856,7 +856,7 @@ def see(self:Eyes, camera:str) -> tuple[np.ndarray,dict]: # uint8 [H, W, 3]; {bo
     bodies = body_of[ids]
     return image, {m.body(b).name: bodies==b for b in np.unique(bodies) if b}
 
-# %% ../nbs/04_mini.ipynb #cell077
+# %% ../nbs/04_mini.ipynb #cell099
 def camera_look(rng) -> dict:
     "How one camera renders colour: gain of each channel, contrast, saturation, darkness at the corners, noise"
     return dict(gain=rng.uniform(.9, 1.12)*rng.uniform(.95, 1.05, 3), gamma=rng.uniform(.85, 1.15), saturation=rng.uniform(.65, .95),
@@ -871,7 +871,7 @@ def develop(image:np.ndarray, look:dict, rng) -> np.ndarray: # uint8 [H, W, 3]
     x = (x*look['gain'].astype(np.float32)*(1-look['corners']*(y*y+z*z)/2)).clip(0, 1)**look['gamma']
     return (x*255+look['noise']*rng.standard_normal(x.shape, np.float32)).clip(0, 255).round().astype(np.uint8)
 
-# %% ../nbs/04_mini.ipynb #cell084
+# %% ../nbs/04_mini.ipynb #cell106
 FPS = 30 # Of the videos; there is one annotated frame a second
 
 def write_video(
@@ -893,7 +893,7 @@ def write_video(
                 video.mux(stream.encode(still))
         video.mux(stream.encode())
 
-# %% ../nbs/04_mini.ipynb #cell087
+# %% ../nbs/04_mini.ipynb #cell109
 NAMESPACE = uuid.UUID('6f1d6a5e-3c0b-5d59-9a55-0c1e64ad7d10')
 TASKS = dict(Cooking='Making Breakfast', Health='Rapid Antigen Test')
 LEAST = dict(ego=60, exo=20) # Pixels: a smaller mask is not annotated
@@ -911,7 +911,7 @@ class TakePlan(NamedTuple):
     @property
     def key(self): return [self.seed, list(SPLITS).index(self.split), self.index]
 
-# %% ../nbs/04_mini.ipynb #cell088
+# %% ../nbs/04_mini.ipynb #cell111
 def film(plan:TakePlan):
     "Simulate a take: its images {camera: [frames]}, its masks {camera: [{body: RLE}]}, and the stage at its end"
     stage = Stage(plan.split, plan.scenario, plan.key)
@@ -926,7 +926,7 @@ def film(plan:TakePlan):
     eyes.close()
     return images, masks, stage
 
-# %% ../nbs/04_mini.ipynb #cell089
+# %% ../nbs/04_mini.ipynb #cell113
 def choose_annotated(masks, stage, n:int=8) -> list[str]:
     "The bodies to annotate: look-alikes first, then others, all seen by the ego camera and an exo camera in some frames"
     seen = {c: {b: sum(b in f for f in frames) for b in stage.things} for c, frames in masks.items()}
@@ -936,7 +936,7 @@ def choose_annotated(masks, stage, n:int=8) -> list[str]:
     many = sorted(touched, key=lambda f: -touched[f])[:2]
     return sorted(fit, key=lambda b: (stage.things[b].model[:3] not in many, -stage.touched.count(b)))[:n]
 
-# %% ../nbs/04_mini.ipynb #cell093
+# %% ../nbs/04_mini.ipynb #cell117
 def annotate(plan:TakePlan, masks, stage) -> dict:
     "The entry of a take in `relations_*.json` (SPEC 1)"
     objects, frames = {}, [f*FPS for f in range(plan.frames)]
@@ -957,7 +957,7 @@ def take_entry(plan:TakePlan) -> dict:
                 frame_aligned_videos={c.split('_')[0]: {'rgb' if c==EGO else '0': dict(cam_id=c.split('_')[0], stream_id='rgb' if c==EGO else '0', relative_path=f, is_ego=c==EGO)}
                                       for c,f in files.items()})
 
-# %% ../nbs/04_mini.ipynb #cell094
+# %% ../nbs/04_mini.ipynb #cell119
 def make_take(
     out,           # The folder of the release
     plan:TakePlan  # Which take
@@ -977,7 +977,7 @@ def plans(seed:int, takes, frames:int) -> list[TakePlan]: # `takes`: how many of
     if frames<1 or seed<0: raise ArgumentError(f'frames must be at least 1 and the seed at least 0, not {frames!r} and {seed!r}')
     return [TakePlan(seed, split, i, frames) for split,n in zip(SPLITS, takes) for i in range(n)]
 
-# %% ../nbs/04_mini.ipynb #cell096
+# %% ../nbs/04_mini.ipynb #cell121
 def share(
     f,           # A function of this module
     arguments,   # A list of tuples
@@ -991,7 +991,7 @@ def share(
         try: yield from (job.result() for job in jobs)
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/04_mini.ipynb #cell097
+# %% ../nbs/04_mini.ipynb #cell123
 def write_index(out:Path, todo:list[TakePlan]):
     "Gather the takes of a release into its JSON files, `takes.json` last"
     parts = {p: read_json(out/'.making'/f'{p.uid}.json') for p in todo}
@@ -1021,7 +1021,7 @@ def make_release(
     shutil.rmtree(out/'.making', ignore_errors=True)
     return out
 
-# %% ../nbs/04_mini.ipynb #cell101
+# %% ../nbs/04_mini.ipynb #cell127
 LIMBS = {'left forearm': 'left', 'left arm': 'left', 'right forearm': 'right', 'right arm': 'right', 'trunk': 'person', 'skull': 'person'}
 
 def training_frames(
@@ -1046,7 +1046,7 @@ def training_frames(
             n -= 1
         eyes.close()
 
-# %% ../nbs/04_mini.ipynb #cell102
+# %% ../nbs/04_mini.ipynb #cell129
 def write_frames_share(out, first:int, n:int, seed:int, split:str) -> list[tuple]: # Image number, file name, (height, width), {instance: RLE}
     "One worker's share of `write_training_frames`: the JPEGs, and what is to be known of them"
     from PIL import Image

@@ -59,17 +59,12 @@ def _stride_runs(masks, image_size, size) -> list: # N `Runs`
 def _mask_weights(runs:list, size, grid) -> Tensor: # [N, h, w]
     "Patch weights of the mean over each mask of the stride grid; zeros for an empty one"
     height, width = size
-    prefix, columns = _prefix(_interpolation(height, grid[0])), torch.zeros(len(runs)*(width+1), grid[0], dtype=torch.float64)
-    which = np.repeat(np.arange(len(runs)), [r.starts.size for r in runs])
-    left = torch.zeros(len(columns), dtype=torch.float64)
-    for sign, ends in ((-1, 'starts'), (1, 'stops')):
-        column, row = np.divmod(np.concatenate([getattr(r, ends) for r in runs] or [which]), height)
-        place = torch.from_numpy(which*(width+1) + column)
-        columns.index_add_(0, place, prefix[row], alpha=sign)
-        left.index_add_(0, place, left.new_ones(len(place)), alpha=-sign)
-    columns = columns.view(len(runs), width+1, grid[0]) + left.view(len(runs), width+1).cumsum(1)[...,None]*prefix[-1]
-    area = torch.tensor([(r.stops-r.starts).sum() for r in runs]).clamp(min=1)
-    return torch.einsum('xw,nxh->nhw', _interpolation(width, grid[1]).float(), columns[:,:width].float()) / area[:,None,None]
+    prefix, columns = _prefix(_interpolation(height, grid[0])), torch.zeros(len(runs)*width, grid[0], dtype=torch.float64)
+    which = np.repeat(np.arange(len(runs)), [r.column.size for r in runs])
+    column, top, bottom = (np.concatenate([getattr(r, k) for r in runs] or [which]) for k in ('column', 'top', 'bottom'))
+    columns.index_add_(0, torch.from_numpy(which*width + column), prefix[bottom]-prefix[top])
+    area = torch.tensor([r.area for r in runs]).clamp(min=1)
+    return torch.einsum('xw,nxh->nhw', _interpolation(width, grid[1]).float(), columns.view(len(runs), width, grid[0]).float()) / area[:,None,None]
 
 # %% ../nbs/07_omama.ipynb #cell024
 def describe(

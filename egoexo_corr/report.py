@@ -429,7 +429,8 @@ def save_table(
     with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp)
     plain = table.rename(index=str, columns=lambda c: str(c).replace('_', ' '))
     latex = plain.to_latex(float_format=f'%.{digits}f', na_rep='--', escape=True, caption=caption or None, label=f'tab:{name}')
-    with atomic_path(folder/f'{name}.tex') as tmp: tmp.write_text(latex)
+    for sign, command in {'−': '$-$', 'Δ': r'$\Delta$', '–': '--'}.items(): latex = latex.replace(sign, command)
+    with atomic_path(folder/f'{name}.tex') as tmp: tmp.write_text(latex, encoding='utf-8')
     return folder/f'{name}.csv'
 
 def save_figure(figure, folder:str|Path, name:str) -> Path: # The PNG
