@@ -78,19 +78,40 @@ def inside(
     return path
 
 # %% ../nbs/00_core.ipynb #cell022
+def _lock(file):
+    "Wait until no other process holds a file; nothing happens where the system or the disk has no locks"
+    try: import fcntl; fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError): pass
+
+def _is_at(path:Path, file) -> bool:
+    "Whether an open file is still the one at a path"
+    try: return os.path.samefile(path, file.fileno())
+    except FileNotFoundError: return False
+
+@contextmanager
+def _held(path:Path):
+    "An empty file at `path` that nobody else writes to meanwhile"
+    while True:
+        if path.is_symlink(): path.unlink()
+        with open(path, 'ab') as f:
+            _lock(f)
+            if _is_at(path, f): f.truncate(0); yield; return
+
 @contextmanager
 def atomic_path(
     path:str|Path # The file to make or replace; missing folders are made
 ):
-    "Yields a temporary path to write to, which becomes `path` when the block ends well, and is removed when it fails"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.tmp')
+    "Yields a temporary path to write to, which becomes `path` when the block ends well, and is removed when it fails; `FileError` where the disk refuses"
+    path = Path(path); tmp = path.with_name(f'.{path.name}.tmp')
     try:
-        yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(tmp):
+            try:
+                yield tmp
+                with open(tmp, 'rb') as f: os.fsync(f.fileno())
+                os.replace(tmp, path)
+            except BaseException: tmp.unlink(missing_ok=True); raise
+    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
 
 # %% ../nbs/00_core.ipynb #cell025
 def read_json(
