@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from . import __version__
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, fetch, inside, read_json, sha256, view_of, write_json
+from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, fetch, inside, is_frame, read_json, sha256, view_of, write_json
 from .dataset import GRIDS, SPLITS, frames_of, load_frame, pairs_path, read_pairs, resize_image
 from .masks import rle_boxes, rle_resize
 
@@ -284,24 +284,30 @@ def all_finite(
 def _write(path:Path, tensors:dict, about:dict):
     "A safetensors file with half-precision tensors and one entry of JSON, written atomically"
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     tensors = {str(k): torch.as_tensor(v).to('cpu', torch.float16).contiguous() for k,v in tensors.items()}
     for k,v in tensors.items():
         if not all_finite(v): raise DataError('NaN or infinity in features', frame=k)
-    try:
-        with atomic_path(path) as tmp: save_file(tensors, tmp, metadata={'egoexo_corr': json.dumps(about, sort_keys=True)})
-    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
+    with atomic_path(path) as tmp: tmp.write_bytes(save(tensors, metadata={'egoexo_corr': json.dumps(about, sort_keys=True)}))
 
 def _open(path:Path):
     "A safetensors file of ours, open for lazy reading, and its JSON entry"
     from safetensors import SafetensorError, safe_open
     if not path.is_file(): raise FileError("there are no such features; make them with 'egoexo_features'", file=path)
-    try: file = safe_open(path, 'pt'); about = json.loads((file.metadata() or {})['egoexo_corr'])
-    except (SafetensorError, OSError, KeyError, ValueError):
-        raise FileError("not a file of features, or truncated; run 'egoexo_features' again", file=path) from None
+    try:
+        file = safe_open(path, 'pt'); about = json.loads((file.metadata() or {})['egoexo_corr'])
+        right = isinstance(about, dict) and isinstance(about.get('made_with', {}), dict) and all(map(is_frame, file.keys()))
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError): right = False
+    if not right: raise FileError("not a file of features, or truncated; run 'egoexo_features' again", file=path)
     return file, about
 
 # %% ../nbs/06_backbones.ipynb #cell071
+def _has_sizes(made_with:dict) -> bool:
+    "Whether the numbers that a store's shapes follow from are there"
+    views = [made_with.get(view) for view in GRIDS]
+    if not all(isinstance(size, list) and len(size)==2 for size in views): return False
+    return all(type(n) is int and 0<n<2**16 for n in (made_with.get('patch'), made_with.get('dim'), *views[0], *views[1]))
+
 class FeatureStore:
     "The features of a root from one backbone: maps of frames, and descriptors of masks"
     max_open = 128 # Files kept open
@@ -315,7 +321,7 @@ class FeatureStore:
         if not (self.folder/'store.json').is_file():
             raise FileError(f"there are no features of {name} here; make them with 'egoexo_features'", file=self.folder/'store.json')
         self.made_with = read_json(self.folder/'store.json')
-        if not isinstance(self.made_with, dict) or self.made_with.get('format')!=FORMAT:
+        if not isinstance(self.made_with, dict) or self.made_with.get('format')!=FORMAT or not _has_sizes(self.made_with):
             raise FileError(f'this store is not of format {FORMAT}; delete it and make it again', file=self.folder/'store.json')
         self.patch, self.dim = self.made_with['patch'], self.made_with['dim']
 
@@ -393,8 +399,9 @@ def read(self:FeatureStore,
     where = dict(file=self.path(kind, take, camera), frame=frame)
     if str(frame) not in frames: raise DataError(f"no {kind} of this frame; run 'egoexo_features' again", **where)
     x = file.get_tensor(str(frame))
-    wanted = (*self.grid(view_of(camera)), self.dim) if kind=='maps' else (x.shape[0], 2*self.dim)
-    if x.shape!=wanted: raise DataError(f'features of shape {list(x.shape)}, not {list(wanted)}', **where)
+    wanted = [*self.grid(view_of(camera)), self.dim] if kind=='maps' else [*x.shape[:1], 2*self.dim]
+    if list(x.shape)!=wanted: raise DataError(f'features of shape {list(x.shape)}, not {wanted}', **where)
+    if str(x.dtype)!='torch.float16': raise DataError(f'features of type {x.dtype}, not float16', **where)
     if not all_finite(x): raise DataError("NaN or infinity in features; delete the file and run 'egoexo_features' again", **where)
     return x
 

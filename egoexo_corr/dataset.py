@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'SPLITS', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'PHOTOGRAPH', 'FrameTimes', 'frame_times', 'read_frames',
-           'prepared_size', 'save_frame', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks', 'Take',
-           'read_relations', 'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path', 'frame_path',
-           'frames_on_disk', 'extract_frames', 'write_annotation', 'is_complete', 'write_lists', 'download_take',
-           'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs',
-           'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations', 'image_size',
-           'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root',
-           'read_photograph', 'upright_mask', 'read_mask_png', 'segmentation_rle', 'read_coco', 'scene_photographs',
-           'import_photographs']
+           'prepared_size', 'save_frame', 'check_marks', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks',
+           'Take', 'read_relations', 'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path',
+           'frame_path', 'frames_on_disk', 'extract_frames', 'write_annotation', 'is_complete', 'write_lists',
+           'download_take', 'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path',
+           'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations',
+           'image_size', 'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary',
+           'describe_root', 'read_photograph', 'upright_mask', 'read_mask_png', 'segmentation_rle', 'read_coco',
+           'scene_photographs', 'import_photographs']
 
 # %% ../nbs/03_dataset.ipynb #cell004
-import hashlib, html, os, re, shutil, subprocess
+import hashlib, html, io, os, re, shutil, subprocess
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +23,8 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import pandas as pd
 from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, MaskError,
-                              atomic_path, inside, read_json, view_of, write_json)
-from .masks import (decode_annotation, encode_annotation, format_counts, resize_mask, resize_runs, rle_areas,
+                              atomic_path, inside, is_frame, read_json, view_of, write_json)
+from .masks import (MAX_PIXELS, decode_annotation, encode_annotation, format_counts, resize_mask, resize_runs, rle_areas,
                                rle_boxes, rle_decode, rle_encode, rle_from_runs, rle_resize, rle_runs)
 
 # %% ../nbs/03_dataset.ipynb #cell013
@@ -65,13 +65,14 @@ def read_frames(
 ) -> Iterator[tuple[int,np.ndarray|None]]: # Index and uint8 [H, W, 3] RGB; `None` past the end or where the file is damaged
     "Exactly the frames asked for, in increasing order"
     import av
-    try: container = av.open(str(video))
+    try: container = av.open(str(video), metadata_errors='ignore')
     except FileNotFoundError: raise FileError('there is no such video', file=video) from None
     except (av.FFmpegError, OSError): raise FileError('cannot be read as a video; is it truncated?', file=video) from None
     with container:
         if not container.streams.video: raise FileError('cannot be read as a video; is it truncated?', file=video)
         container.streams.video[0].codec_context.options = {'err_detect': 'explode'}
-        times, decoder, at = frame_times(container), None, 0
+        try: times, decoder, at = frame_times(container), None, 0
+        except (av.FFmpegError, OSError, MemoryError): raise FileError('cannot be read as a video; is it damaged?', file=video) from None
         for index in sorted(set(frames)):
             frame = None
             if index<len(times.stamps):
@@ -96,17 +97,6 @@ def prepared_size(
     return max(1, h*LONGEST[view]//longest), max(1, w*LONGEST[view]//longest)
 
 # %% ../nbs/03_dataset.ipynb #cell028
-def _write_bytes(path:Path, data:bytes):
-    "Write a file atomically; a disk that refuses is a `FileError`"
-    try:
-        with atomic_path(path) as tmp: tmp.write_bytes(data)
-    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
-
-def _write_json(path:Path, content):
-    "`write_json` with a `FileError` where the disk refuses"
-    try: write_json(path, content)
-    except OSError as e: raise FileError(f'cannot be written ({e.strerror or e})', file=path) from None
-
 def save_frame(
     path:str|Path,     # Where to: a `.jpg`
     image:np.ndarray,  # uint8 [H, W, 3], RGB
@@ -117,29 +107,37 @@ def save_frame(
     import cv2
     h, w = prepared_size(view, image.shape[:2])
     if (h, w)!=image.shape[:2]: image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA if smooth else cv2.INTER_LINEAR)
-    _write_bytes(Path(path), cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
+    with atomic_path(path) as tmp: tmp.write_bytes(cv2.imencode('.jpg', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 # %% ../nbs/03_dataset.ipynb #cell031
+def _need(ok, what, **where):
+    if not ok: raise DataError(f'{what}; is this annotation of another version of the release?', **where)
+
+def check_marks(
+    object_masks, # A take's `object_masks` (SPEC 1)
+    take:str      # Its uid, for the message
+):
+    "`DataError` if what was annotated in a take does not have the form of SPEC 1"
+    _need(isinstance(object_masks, dict), "has no 'object_masks'", take=take)
+    for name, cameras in object_masks.items():
+        _need(isinstance(cameras, dict), 'is not a table of cameras', take=take, object=name)
+        for camera, marks in cameras.items():
+            where = dict(take=take, object=name, camera=camera)
+            _need(isinstance(marks, dict) and isinstance(marks.get('annotation'), dict), "has no 'annotation'", **where)
+            frames = marks.get('annotated_frames', [])
+            _need(isinstance(frames, list) and all(type(f) is int and 0<=f<2**31 for f in frames), "'annotated_frames' is not a list of frames", **where)
+            for frame, mask in marks['annotation'].items():
+                _need(is_frame(frame) and str(int(frame))==frame, f'{frame!r:.40} is not a frame', **where)
+                _need(isinstance(mask, dict) and {'width', 'height', 'encodedMask'} <= mask.keys(),
+                      "a mask lacks 'width', 'height' or 'encodedMask'", **where, frame=frame)
+
 def check_entry(
     entry, # A take's entry in `relations_*.json` (SPEC 1)
     take:str # Its uid, for the message
 ):
     "`DataError` if a take's entry does not have the form of SPEC 1"
-    def need(ok, what, **where):
-        if not ok: raise DataError(f'{what}; is this annotation of another version of the release?', take=take, **where)
-    need(isinstance(entry, dict) and isinstance(entry.get('take_name'), str), "has no 'take_name'")
-    need(isinstance(entry.get('object_masks'), dict), "has no 'object_masks'")
-    for name, cameras in entry['object_masks'].items():
-        need(isinstance(cameras, dict), 'is not a table of cameras', object=name)
-        for camera, marks in cameras.items():
-            where = dict(object=name, camera=camera)
-            need(isinstance(marks, dict) and isinstance(marks.get('annotation'), dict), "has no 'annotation'", **where)
-            frames = marks.get('annotated_frames', [])
-            need(isinstance(frames, list) and all(type(f) is int and f>=0 for f in frames), "'annotated_frames' is not a list of frames", **where)
-            for frame, mask in marks['annotation'].items():
-                need(frame.isdecimal() and str(int(frame))==frame, f'{frame!r:.40} is not a frame', **where)
-                need(isinstance(mask, dict) and {'width', 'height', 'encodedMask'} <= mask.keys(),
-                     "a mask lacks 'width', 'height' or 'encodedMask'", **where, frame=frame)
+    _need(isinstance(entry, dict) and isinstance(entry.get('take_name'), str), "has no 'take_name'", take=take)
+    check_marks(entry.get('object_masks'), take)
 
 # %% ../nbs/03_dataset.ipynb #cell034
 def cameras_of(
@@ -224,7 +222,7 @@ def read_takes(path:str|Path) -> dict: # uid → entry
 def read_splits(path:str|Path) -> dict: # split → uids
     "A `split.json`"
     splits = read_json(path)
-    if isinstance(splits, dict) and all(isinstance(uids, list) for uids in splits.values()): return splits
+    if isinstance(splits, dict) and all(isinstance(uids, list) and all(isinstance(u, str) for u in uids) for uids in splits.values()): return splits
     raise DataError('is not a table of splits, each a list of takes', file=path)
 
 # %% ../nbs/03_dataset.ipynb #cell048
@@ -310,7 +308,7 @@ def _some(frames) -> str:
 def _why_lost(video:Path, lost) -> str:
     "What to say of frames that a video did not give"
     import av
-    with av.open(str(video)) as container: times = frame_times(container)
+    with av.open(str(video), metadata_errors='ignore') as container: times = frame_times(container)
     there = len(times.stamps)
     if min(lost)>=max(there, times.announced): return f'asks for {_some(lost)} past the end of the video, which has {there}'
     return f'{_some(lost)} cannot be read, the video is truncated or damaged: of {times.announced} frames {there} are certain'
@@ -351,7 +349,7 @@ def write_annotation(
     content = {'scenario': entry.get('scenario', ''), 'take_name': entry['take_name'], 'object_masks': entry['object_masks'],
                'masks': masks, 'subsample_idx': sorted(set().union(*there.values()))}
     path = inside(Path(root)/'processed', take, 'annotation.json')
-    try: _write_json(path, content)
+    try: write_json(path, content)
     except FileError as e: problems.append(e.at(take=take))
     return problems
 
@@ -383,8 +381,8 @@ def write_lists(
               for s in dict.fromkeys((*SPLITS, *old))}
     about = (read_takes(about_path) if about_path.exists() else {}) | {t.uid: t.about for t in takes}
     listed = dict.fromkeys(u for uids in splits.values() for u in uids if u in about)
-    _write_json(path, splits)
-    _write_json(about_path, [about[u] for u in listed | dict.fromkeys(about)])
+    write_json(path, splits)
+    write_json(about_path, [about[u] for u in listed | dict.fromkeys(about)])
 
 # %% ../nbs/03_dataset.ipynb #cell071
 def download_take(
@@ -594,10 +592,23 @@ def split_pairs(
     return pairs, made-len(pairs)
 
 # %% ../nbs/03_dataset.ipynb #cell115
+def _check_masks(masks):
+    "`DataError` if masks are not tables of cameras of frames"
+    for name, cameras in masks.items():
+        if not isinstance(cameras, dict): raise DataError('is not a table of cameras', object=name)
+        for camera, frames in cameras.items():
+            if not isinstance(frames, dict) or not all(map(is_frame, frames)): raise DataError('is not a table of frames', object=name, camera=camera)
+
 def _read_annotation(path:Path) -> dict:
     "An `annotation.json` of anybody's making, with `masks`"
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get('masks'), dict): raise DataError("has no 'masks' (SPEC 2)", file=path)
+    for key, kind in dict(subsample_idx=list, scenario=str, take_name=str).items():
+        if not isinstance(content.get(key, kind()), kind): raise DataError(f'{key!r} is not a {kind.__name__}', file=path)
+    try:
+        _check_masks(content['masks'])
+        if content.get('object_masks'): check_marks(content['object_masks'], path.parent.name)
+    except DataError as e: raise e.at(file=path)
     return content
 
 # %% ../nbs/03_dataset.ipynb #cell117
@@ -626,14 +637,14 @@ def write_pairs(
                 except ArgumentError as e: raise e.at(split=split, direction=str(way)) from None
             folder, key = Path(root)/'dataset_jsons', way.pairs_key
             names = dict.fromkeys((f'{split}_{key}_pairs.json', REFERENCE_NAMES[split].format(key)))
-            for name in names: _write_json(folder/name, kept)
+            for name in names: write_json(folder/name, kept)
             rows.append(dict(split=split, direction=str(way), pairs=len(kept), of=len(pairs), without_frame=lost, file=next(iter(names))))
     return pd.DataFrame(rows)
 
 # %% ../nbs/03_dataset.ipynb #cell121
 def _read_pair(pair, source:str) -> tuple:
     ego, exo = _ends(pair)
-    if (ego[0], ego[2], ego[3])!=(exo[0], exo[2], exo[3]): raise ValueError('two ends of a pair differ')
+    if (ego[0], ego[2], ego[3])!=(exo[0], exo[2], exo[3]) or not is_frame(ego[3]): raise ValueError('two ends of a pair differ')
     cameras = (ego[1], exo[1]) if source=='ego' else (exo[1], ego[1])
     return ego[0], ego[2], *cameras, int(ego[3])
 
@@ -667,6 +678,15 @@ def frames_of(
     return pd.concat(both).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
 # %% ../nbs/03_dataset.ipynb #cell126
+def _decode_picture(data:bytes): # uint8 [H, W, 3], BGR; `None` if it is none, or its header announces more than `MAX_PIXELS`
+    import cv2
+    from PIL import Image
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            if header.width*header.height>MAX_PIXELS: return None
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error): return None
+
 def load_frame(
     root:str|Path, # A root
     take:str,      # Its uid
@@ -676,9 +696,8 @@ def load_frame(
     "The picture of a prepared frame"
     import cv2
     path = frame_path(root, take, camera, frame)
-    try: data = np.fromfile(path, np.uint8)
+    try: image = _decode_picture(path.read_bytes())
     except OSError as e: raise FileError(f'cannot be read ({e.strerror or e}); was the take prepared?', file=path) from None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None: raise FileError('is not a picture; delete it and prepare the take again', file=path)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
@@ -955,6 +974,7 @@ def segmentation_rle(
             if not all(type(n) is int and n>=0 for n in rle['counts']): raise MaskError('the counts of an uncompressed RLE must be whole numbers')
             rle['counts'] = format_counts(rle['counts'])
         return rle_from_runs(rle_runs(rle))
+    if not type(height)==type(width)==int: raise MaskError(f'the height and width of an image must be whole numbers, not {height!r:.20} and {width!r:.20}')
     rle_runs({'size': [height, width], 'counts': format_counts([height*width])})
     if not isinstance(segmentation, list) or not segmentation: raise MaskError('a segmentation must be polygons or an RLE')
     polygons = []
@@ -981,7 +1001,7 @@ def read_coco(
     content = read_json(path)
     try:
         images = {i['id']: (Path(i['file_name']).as_posix(), i['height'], i['width']) for i in content['images']}
-        categories, annotations = {c['id']: c['name'] for c in content.get('categories', [])}, content['annotations']
+        categories, annotations = {c['id']: c['name'] for c in content.get('categories', [])}, list(content['annotations'])
     except (KeyError, TypeError): raise DataError("is not COCO JSON with 'images' and 'annotations'", file=path) from None
     masks = {name: {} for name,_,_ in images.values()}
     for a in annotations:

@@ -81,7 +81,7 @@ def _intervals(rle:dict) -> tuple:
         raise MaskError(f"an RLE must be a dictionary with 'size' and 'counts', not {rle!r:.60}")
     h, w = _checked_size(rle['size'])
     runs = parse_counts(rle['counts'])
-    if runs.max()>h*w: raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels, the size {h}×{w} has {h*w:,}')
+    if runs.max()>MAX_PIXELS: raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels: the limit is {MAX_PIXELS:,} pixels')
     ends = runs.cumsum()
     if ends[-1]!=h*w: raise MaskError(f'the RLE counts add up to {ends[-1]:,} pixels, the size {h}×{w} needs {h*w:,}')
     starts = ends[:-1:2]
@@ -199,8 +199,8 @@ def decode_annotation(
 
 def encode_annotation(rle:dict) -> dict: # {'width', 'height', 'encodedMask'}
     "A mask as the release writes it (SPEC 1)"
-    h, w = rle['size']
-    return {'width': int(w), 'height': int(h), 'encodedMask': lz_compress(rle['counts'])}
+    h, w, *_ = _intervals(rle)
+    return {'width': w, 'height': h, 'encodedMask': lz_compress(rle['counts'])}
 
 # %% ../nbs/01_masks.ipynb #cell038
 def rle_areas(

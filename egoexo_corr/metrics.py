@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from .core import ArgumentError, DataError, Direction, EgoExoError, MaskError, read_json, view_of, write_json
+from .core import ArgumentError, DataError, Direction, EgoExoError, MaskError, is_frame, read_json, view_of, write_json
 from .masks import Runs, resize_runs, rle_resize, rle_runs, runs_extent
 
 # %% ../nbs/02_metrics.ipynb #cell013
@@ -172,7 +172,7 @@ def observations(
                 for dest in (c for c in seen if view_of(c)==direction.dest):
                     annotated = {str(f) for f in seen[dest]}
                     for frame in ordered(cameras[source]):
-                        if not frame.isdecimal(): raise DataError('a frame must be a whole number', take=take, object=obj, camera=source, frame=frame)
+                        if not is_frame(frame): raise DataError('a frame must be a whole number', take=take, object=obj, camera=source, frame=f'{frame:.20}')
                         if frame in annotated: yield take, obj, source, dest, frame, cameras.get(dest, {}).get(frame)
 
 # %% ../nbs/02_metrics.ipynb #cell033
@@ -232,9 +232,14 @@ class Evaluation:
     def load(cls, path:str|Path) -> 'Evaluation':
         "Read what `save` wrote"
         content = read_json(path)
-        obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
-        for c in ('iou', 'shape_acc', 'location_score'): obs[c] = obs[c].astype(float)
-        return cls(summarize(obs), obs, Direction(content['direction']), content['protocol'])
+        try:
+            obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
+            obs = obs.astype({'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float))
+            right = list(obs)==COLUMNS and obs.exists_gt.dtype==obs.exists_pred.dtype==bool and content['protocol'] in PROTOCOLS
+            direction = Direction(content['direction'])
+        except (KeyError, TypeError, ValueError, EgoExoError): right = False
+        if not right: raise DataError('is not an evaluation that was saved here', file=path)
+        return cls(summarize(obs), obs, direction, content['protocol'])
 
 # %% ../nbs/02_metrics.ipynb #cell040
 COLUMNS = ['take', 'object', 'source_cam', 'dest_cam', 'frame', 'exists_gt', 'exists_pred', 'confidence',

@@ -201,6 +201,11 @@ def _mlp(*widths) -> nn.Sequential:
     layers = [part for a,b in zip(widths, widths[1:]) for part in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
+def _is_grid(grid) -> bool:
+    "Whether something is the height and width of a map in patches; its table of positions must fit into memory"
+    if not isinstance(grid, (tuple, list)) or len(grid)!=2 or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in grid): return False
+    return min(grid)>0 and int(grid[0])*int(grid[1])<2**16
+
 class OMaMa(nn.Module):
     "O-MaMa's matcher (SPEC 9): how similar each candidate of the destination view is to the source object"
     def __init__(self,
@@ -210,7 +215,8 @@ class OMaMa(nn.Module):
     ):
         super().__init__()
         for grid in (source_grid, dest_grid):
-            if np.shape(grid)!=(2,) or min(grid)<1: raise ArgumentError(f'a grid must be (height, width) in patches, not {grid!r}')
+            if not _is_grid(grid): raise ArgumentError(f'a grid must be (height, width) in patches, not {grid!r:.60}')
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or not 0<dim<2**16: raise ArgumentError(f'dim must be a whole number of channels, not {dim!r:.60}')
         self.source_grid, self.dest_grid, self.dim = tuple(map(int, source_grid)), tuple(map(int, dest_grid)), dim
         self.source_positions, self.dest_positions = (
             nn.Parameter(nn.init.trunc_normal_(torch.empty(WIDTH, *grid), std=.02)) for grid in (self.source_grid, self.dest_grid))
@@ -341,6 +347,7 @@ def _load(model:OMaMa, state:dict, file=None) -> OMaMa:
     if extra := sorted(state.keys()-expected.keys()): raise FileError(f'the checkpoint has {len(extra)} tensors that the matcher does not know, the first is {extra[0]!r}', file=file)
     for name, x in expected.items():
         if state[name].shape!=x.shape: raise FileError(f'{name} has the shape {list(state[name].shape)}; expected {list(x.shape)}', file=file)
+        if not state[name].is_floating_point() or not state[name].float().isfinite().all(): raise FileError(f'{name} holds NaN, infinity or no fractions', file=file)
     model.load_state_dict(state)
     return model
 
@@ -389,9 +396,9 @@ def save_pretrained(self:OMaMa,
     folder:str|Path # Made if it is missing
 ):
     "Write `model.safetensors` and `config.json`, each whole or not at all"
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     with atomic_path(Path(folder)/'model.safetensors') as tmp:
-        save_file({k: v.contiguous() for k,v in self.state_dict().items()}, tmp, metadata={'format': 'pt'})
+        tmp.write_bytes(save({k: v.contiguous() for k,v in self.state_dict().items()}, metadata={'format': 'pt'}))
     write_json(Path(folder)/'config.json', dict(model_type='omama', source_grid=self.source_grid, dest_grid=self.dest_grid, dim=self.dim), indent=2)
 
 @patch(cls_method=True)
@@ -408,7 +415,9 @@ def from_pretrained(cls:OMaMa,
     if not path.is_file(): raise FileError('there is no such file', file=path)
     try: state = load_file(path)
     except Exception as e: raise FileError(f'not a safetensors file ({e})', file=path) from None
-    return _load(cls(source_grid or config['source_grid'], dest_grid or config['dest_grid'], config['dim']), state, path)
+    try: model = cls(source_grid or config['source_grid'], dest_grid or config['dest_grid'], config['dim'])
+    except ArgumentError as e: raise e.at(file=Path(folder)/'config.json')
+    return _load(model, state, path)
 
 # %% ../nbs/07_omama.ipynb #cell086
 @patch
