@@ -190,7 +190,9 @@ def _propose(self:Proposer,
     s = self.settings
     options = dict(imgsz=s['imgsz'][view], conf=s['conf'], iou=s['iou'], max_det=s['max_det'], device=self.device, verbose=False, save=False)
     bgr = [np.ascontiguousarray(i[...,::-1]) for i in images]
-    with _same_threads(): return [_from_result(r) for r in self.net.predict(bgr, predictor=_predictor(), **options)] if bgr else []
+    if self.net.predictor is None:
+        with _same_threads(): self.net.predict(np.zeros((32, 32, 3), np.uint8), predictor=_predictor(), **options)
+    return [_from_result(r) for r in self.net.predict(bgr, predictor=_predictor(), **options)] if bgr else []
 Proposer.__call__ = _propose
 
 # %% ../nbs/05_proposals.ipynb #cell040
