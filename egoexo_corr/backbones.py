@@ -147,18 +147,16 @@ class Backbone:
         spec:Spec,            # What it is
         model,                # timm's model with weights
         weights_sha256:str,   # Of the file they came from
-        scale=1               # Of both grids, or of each: dict(ego=…, exo=…)
+        scale:float=1         # Of both grids
     ):
-        self.spec, self.weights_sha256 = spec, weights_sha256
-        self.scale = scale if isinstance(scale, dict) else dict.fromkeys(GRIDS, scale)
+        self.spec, self.weights_sha256, self.scale = spec, weights_sha256, scale
         self.model = model.eval().requires_grad_(False)
-        sizes = '-'.join(f'{s:g}' for s in dict.fromkeys(self.scale[view] for view in GRIDS))
-        self.name = spec.name if sizes=='1' else f'{spec.name}-x{sizes}'
+        self.name = spec.name if scale==1 else f'{spec.name}-x{scale:g}'
         self.patch, self.dim = spec.patch, spec.dim
 
     def grid(self, view:str) -> tuple[int,int]:
         "Tokens (rows, columns) of a view's map"
-        return tuple(max(1, round(n*self.scale[view])) for n in GRIDS[view])
+        return tuple(max(1, round(n*self.scale)) for n in GRIDS[view])
 
     def image_size(self, view:str) -> tuple[int,int]:
         "Pixels (height, width) that a view's frames are resized to"
@@ -232,7 +230,7 @@ def load(
     weights:str|Path=None, # A local file; by default from where the registry says; 'random' for none at all
     patch:int=None,        # Pixels per token, for a model outside the registry
     dim:int=None,          # Length of its tokens
-    scale=1,               # Of the grids; 0.5 makes the maps four times smaller; dict(ego=…, exo=…) for each view
+    scale:float=1,         # Of the grids; 0.5 makes the maps four times smaller
     device='cpu',          # Where it computes
     timeout:float=20       # Seconds without an answer from the network before it gives up
 ) -> Backbone:

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'StoredFeatures', 'LiveFeatures', 'FramePair', 'proposals_name', 'FramePairs', 'cosine_scores',
            'oracle_scores', 'chance_scores', 'matcher_scores', 'Answer', 'predict', 'batches', 'Sample', 'draw_sample',
-           'Samples', 'Objective', 'object_sights', 'whiten_projection', 'Settings', 'Run', 'read_progress',
-           'environment', 'open_run', 'first_matcher', 'training_pairs', 'Trainer', 'fit', 'LiveCurve', 'run_scores',
-           'temporal_consistency']
+           'Samples', 'Objective', 'object_sights', 'whitening', 'informed_start', 'Settings', 'Run', 'read_progress',
+           'environment', 'open_run', 'first_matcher', 'training_pairs', 'existence_balance', 'Trainer', 'fit',
+           'LiveCurve', 'run_scores', 'temporal_consistency']
 
 # %% ../nbs/08_training.ipynb #cell004
-import json, math, platform
+import io, json, math, os, platform
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -59,10 +60,14 @@ def _locked(
 ):
     "A lock on a folder while the block runs"
     import fcntl
-    with open(folder/'.lock', 'w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError: raise FileError('another process is at work in this folder', file=folder) from None
+    path = folder/'.lock'
+    try: lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    except OSError as e: raise FileError(f'cannot be opened to lock the folder ({e.strerror})', file=path) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+    except BlockingIOError: raise FileError('another process is at work in this folder', file=folder) from None
+    finally: os.close(lock)
 
 # %% ../nbs/08_training.ipynb #cell014
 class StoredFeatures(_Features):
@@ -79,11 +84,11 @@ class StoredFeatures(_Features):
         "Frames that are not there"
         return set(frames)-set(self.store.frames('maps', take, camera))
 
-    def keep(self, kind:str, take:str, camera:str, frames, masks_of):
-        "Pool and keep the descriptors of what `masks_of(take, camera, frame)` gives, {name: RLE}, for those of the frames that have maps; unless they are there"
+    def keep(self, kind:str, take:str, camera:str, frames, masks_of) -> bool:
+        "Pool and keep the descriptors of what `masks_of(take, camera, frame)` gives, {name: RLE}, for those of the frames that have maps; whether any were lacking"
         masks = {f: masks_of(take, camera, f) for f in sorted(set(frames)-self.lacks(take, camera, frames))}
-        with _locked(self.store.folder, wait=True):
-            describe_camera(self.store, kind, take, camera, masks, partial(describe, context=self.context(view_of(camera))))
+        how = partial(describe, context=self.context(view_of(camera)))
+        with _locked(self.store.folder, wait=True): return describe_camera(self.store, kind, take, camera, masks, how)
 
     def full_map(self, take:str, camera:str, frame:int) -> Tensor: # float32 [C, h, w]
         "A frame's map"
@@ -92,9 +97,8 @@ class StoredFeatures(_Features):
     def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict) -> Tensor: # float32 [N, 2C]
         "Those that were kept of a frame's masks, name → RLE; `DataError` if they are of other masks"
         kept = self.store.read(kind, take, camera, frame).float()
-        if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)]!=fingerprint(masks.values()):
-            raise DataError('these descriptors are of other masks than there are now; start again to have them made anew', file=self.store.path(kind, take, camera), frame=frame)
-        return kept
+        if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)]==fingerprint(masks.values()): return kept
+        raise DataError('these descriptors are of other masks than there are now; start again to have them made anew', file=self.store.path(kind, take, camera), frame=frame)
 
 # %% ../nbs/08_training.ipynb #cell015
 class LiveFeatures(_Features):
@@ -161,6 +165,7 @@ def proposals_name(
     "Which proposals they are, for the record, and for the descriptors that are kept of them"
     return getattr(proposals, '__name__', 'function') if callable(proposals) else proposals.folder.name
 
+# %% ../nbs/08_training.ipynb #cell023
 class FramePairs:
     "The pairs of a split, frame pair by frame pair"
     def __init__(self,
@@ -173,7 +178,8 @@ class FramePairs:
         order:int=2             # Of the adjacency
     ):
         self.root, self.direction, self.features, self.order = Path(root), Direction(direction), features, order
-        self.propose, self.proposed_by = proposals if callable(proposals) else lambda *where: proposals.read(*where).rles, proposals_name(proposals)
+        self.propose = proposals if callable(proposals) else lambda *where: proposals.read(*where).rles
+        self.kind = f'proposals-{proposals_name(proposals)}'
         self.path = pairs_path(root, split, direction)
         self.pairs = read_pairs(self.path, direction) if pairs is None else pairs.reset_index(drop=True)
         if not len(self.pairs): raise DataError(f'the split {split} has no pairs in the direction {direction}', file=self.path)
@@ -191,7 +197,7 @@ class FramePairs:
 
     def names(self, i:int) -> list[str]: "The objects that frame pair i asks for"; return self.pairs['object'].iloc[self.rows[i]].tolist()
 
-# %% ../nbs/08_training.ipynb #cell022
+# %% ../nbs/08_training.ipynb #cell024
 @patch
 def _keep_descriptors(self:FramePairs):
     "Have the descriptors of all masks of the split's frames; `DataError` for a frame without features"
@@ -204,12 +210,12 @@ def _keep_descriptors(self:FramePairs):
     used, sought = used_frames(self.root), used_frames(self.root, self.direction)
     for side, take, camera, frames in tqdm(todo, 'descriptors', unit='camera', disable=None, leave=False):
         self.features.keep('truth', take, camera, {*frames, *used.get((take, camera), ())}, self.objects)
-        if side=='dest': self.features.keep(f'proposals-{self.proposed_by}', take, camera, {*frames, *sought.get((take, camera), ())}, self._named_proposals)
+        if side=='dest': self.features.keep(self.kind, take, camera, {*frames, *sought.get((take, camera), ())}, self._named_proposals)
 
 @patch
 def _named_proposals(self:FramePairs, take, camera, frame) -> dict: return dict(enumerate(self.propose(take, camera, frame)))
 
-# %% ../nbs/08_training.ipynb #cell023
+# %% ../nbs/08_training.ipynb #cell025
 @patch
 def overlaps(self:FramePairs,
     i:int # Which frame pair
@@ -234,12 +240,12 @@ def __getitem__(self:FramePairs, i:int) -> FramePair:
     there = [o for o in seen if o in names]
     truth = np.array([len(proposals)+there.index(o) if o in seen else -1 for o in names])
     objects = self.features.descriptors('truth', take, source, frame, here)[[list(here).index(o) for o in names]]
-    candidates = torch.cat([self.features.descriptors(f'proposals-{self.proposed_by}', take, dest, frame, self._named_proposals(take, dest, frame)),
+    candidates = torch.cat([self.features.descriptors(self.kind, take, dest, frame, self._named_proposals(take, dest, frame)),
                             self.features.descriptors('truth', take, dest, frame, seen)[[list(seen).index(o) for o in there]]])
     maps = self.features.map(take, source, frame), self.features.map(take, dest, frame)
     return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, *self.overlaps(i))
 
-# %% ../nbs/08_training.ipynb #cell033
+# %% ../nbs/08_training.ipynb #cell035
 def cosine_scores(pair:FramePair) -> tuple[Tensor,Tensor]: # Similarity [B, P], confidence [B]
     "Cosine of mask descriptors, without any training"
     source, dest = (F.normalize(d[:,:d.shape[1]//2], dim=-1) for d in (pair.source, pair.dest[:len(pair.proposals)]))
@@ -261,10 +267,10 @@ def _with_confidence(similarity:Tensor) -> tuple[Tensor,Tensor]:
     if not similarity.shape[1]: return similarity, similarity.new_zeros(len(similarity))
     return similarity, similarity.max(1).values.sigmoid()
 
-# %% ../nbs/08_training.ipynb #cell036
+# %% ../nbs/08_training.ipynb #cell038
 def matcher_scores(
     matcher:OMaMa,
-    existence:bool=False # Confidence from the existence head
+    existence:bool=False # Confidence by `OMaMa.existence`, which must have been trained
 ):
     "Scores by a matcher"
     @torch.no_grad()
@@ -276,7 +282,7 @@ def matcher_scores(
         return similarity, matcher.existence(match).float().softmax(1)[:,1].cpu() if existence and len(dest) else confidence
     return scores
 
-# %% ../nbs/08_training.ipynb #cell039
+# %% ../nbs/08_training.ipynb #cell041
 class Answer(NamedTuple):
     "What is answered to a pair"
     row:int          # The pair, by its place in the table
@@ -303,7 +309,7 @@ def _prediction(pairs:FramePairs, answers:list[Answer]) -> dict:
     for result in results.values(): result['subsample_idx'] = sorted(result['subsample_idx'])
     return {pairs.direction.results_key: {'results': results}}
 
-# %% ../nbs/08_training.ipynb #cell040
+# %% ../nbs/08_training.ipynb #cell042
 def predict(
     scores,          # Function of a `FramePair`: similarity [B, P] and confidence [B]
     pairs:FramePairs # What to ask
@@ -314,7 +320,7 @@ def predict(
     answers = [a for i in tqdm(range(len(pairs)), 'predict', unit='frame pair', disable=None) for a in _answers(scores, pairs[i], size)]
     return _prediction(pairs, answers)
 
-# %% ../nbs/08_training.ipynb #cell043
+# %% ../nbs/08_training.ipynb #cell045
 def batches(
     pairs:FramePairs, # What to train on
     batch_size:int,   # Pairs in a batch
@@ -328,7 +334,7 @@ def batches(
     cuts = [slice(k, k+batch_size) for k in range(0, len(which), batch_size)]
     return [[(int(i), place[c][which[c]==i]) for i in dict.fromkeys(which[c])] for c in cuts]
 
-# %% ../nbs/08_training.ipynb #cell046
+# %% ../nbs/08_training.ipynb #cell048
 class Sample(NamedTuple):
     "What the matcher is shown of a frame pair in training"
     pair:FramePair
@@ -350,8 +356,8 @@ def draw_sample(
         drawn.append((np.where(c.index<0, max(truth, 0), c.index), c.target, c.valid))
     return Sample(pair, *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
 
-# %% ../nbs/08_training.ipynb #cell049
-class Samples(torch.utils.data.Dataset):
+# %% ../nbs/08_training.ipynb #cell051
+class Samples:
     "The samples of an epoch, batch by batch"
     def __init__(self,
         pairs:FramePairs,
@@ -368,42 +374,53 @@ class Samples(torch.utils.data.Dataset):
         share = self.batches[k][self.process::self.processes]
         return [self.draw(self.pairs[i].only(places)) for i, places in share], sum(len(places) for _, places in self.batches[k])
 
-# %% ../nbs/08_training.ipynb #cell052
+def _ahead(samples:Samples):
+    "The samples in order; while one is worked on, the next one is read"
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(samples.__getitem__, k) for k in range(min(1, len(samples)))]
+        for k in range(len(samples)):
+            sample = coming.pop().result()
+            if k+1<len(samples): coming.append(reader.submit(samples.__getitem__, k+1))
+            yield sample
+
+# %% ../nbs/08_training.ipynb #cell054
 class Objective(nn.Module):
     "A matcher with its losses; gives the sums over pairs, so that shares of a batch can be added"
     def __init__(self,
         matcher:OMaMa,
-        existence:float=0,    # Weight of the existence loss; 0 leaves the head untrained
+        existence:float=0,    # Weight of the existence loss; 0 leaves `OMaMa.nothing` untrained
         balance=(1., 1.),     # Weights of an absent and of a present object in it
         temperature:float=.07
     ):
         super().__init__()
         self.matcher, self.existence, self.temperature = matcher, existence, temperature
         self.register_buffer('balance', torch.tensor(balance, dtype=torch.float32), persistent=False)
-        if not existence: matcher.existence_head.requires_grad_(False)
+        matcher.existence_head.requires_grad_(False); matcher.nothing.requires_grad_(existence>0)
 
     def forward(self, samples:list[Sample]) -> Tensor: # [2], sums of matching and existence loss
         if samples: return sum(self.losses(s) for s in samples)
         return sum(0*p.sum() for p in self.parameters() if p.requires_grad).expand(2)
 
-    def losses(self, sample:Sample) -> Tensor: # [2]
-        "The two losses of a frame pair, summed over its objects"
-        pair, device, P = sample.pair, self.balance.device, len(sample.pair.proposals)
-        used, index = torch.unique(torch.cat([torch.arange(P if self.existence else 0), sample.index.flatten()]), return_inverse=True)
-        index = index[-sample.index.numel():].view_as(sample.index)
-        rows = pair.dest if len(pair.dest) else pair.source.new_zeros(1, pair.source.shape[1])
-        source, dest, source_map, dest_map, index, target, valid = (
-            x.to(device) for x in (pair.source, rows[used], pair.source_map, pair.dest_map, index, sample.target, sample.valid))
-        visible = torch.from_numpy(pair.visible).to(device)
-        match = self.matcher.match(source[:,None], dest[None], source_map[None], dest_map[None])
-        if not match.similarity.isfinite().all(): raise DataError('the similarities are not finite numbers', take=pair.take, camera=pair.dest_cam, frame=pair.frame)
-        similarity = match.similarity.gather(1, index).masked_fill(~valid, -torch.inf)
-        loss = matching_loss(similarity, target, visible.float(), self.temperature)*len(visible)
-        if not self.existence: return torch.stack([loss, 0*loss])
-        logits = self.matcher.existence(Match(match.similarity[:,:P], match.source, match.dest[:,:P]))
-        return torch.stack([loss, F.cross_entropy(logits.float(), visible.long(), self.balance, reduction='sum')])
+# %% ../nbs/08_training.ipynb #cell055
+@patch
+def losses(self:Objective, sample:Sample) -> Tensor: # [2]
+    "The two losses of a frame pair, summed over its objects"
+    pair, device, P = sample.pair, self.balance.device, len(sample.pair.proposals)
+    used, index = torch.unique(torch.cat([torch.arange(P if self.existence else 0), sample.index.flatten()]), return_inverse=True)
+    index = index[-sample.index.numel():].view_as(sample.index)
+    rows = pair.dest if len(pair.dest) else pair.source.new_zeros(1, pair.source.shape[1])
+    source, dest, source_map, dest_map, index, target, valid = (
+        x.to(device) for x in (pair.source, rows[used], pair.source_map, pair.dest_map, index, sample.target, sample.valid))
+    visible = torch.from_numpy(pair.visible).to(device)
+    match = self.matcher.match(source[:,None], dest[None], source_map[None], dest_map[None])
+    if not match.similarity.isfinite().all(): raise DataError('the similarities are not finite numbers', take=pair.take, camera=pair.dest_cam, frame=pair.frame)
+    similarity = match.similarity.gather(1, index).masked_fill(~valid, -torch.inf)
+    loss = matching_loss(similarity, target, visible.float(), self.temperature)*len(visible)
+    if not self.existence: return torch.stack([loss, 0*loss])
+    logits = self.matcher.existence(Match(match.similarity[:,:P], match.source, match.dest[:,:P]), self.temperature)
+    return torch.stack([loss, F.cross_entropy(logits.float(), visible.long(), self.balance, reduction='sum')])
 
-# %% ../nbs/08_training.ipynb #cell059
+# %% ../nbs/08_training.ipynb #cell062
 def object_sights(
     pairs:FramePairs, # Training pairs
     n:int=256         # Frame pairs to look at, evenly over all
@@ -419,25 +436,37 @@ def object_sights(
     candidates = torch.cat(candidates)
     return candidates[(candidates!=0).any(1)], {k: torch.stack(v) for k,v in sights.items() if len(v)>1}
 
-# %% ../nbs/08_training.ipynb #cell060
-@torch.no_grad()
-def whiten_projection(
-    matcher:OMaMa,    # With a projection; changed in place
+# %% ../nbs/08_training.ipynb #cell063
+def whitening(
     pairs:FramePairs, # Training pairs
     shrink:float=.3   # Added to the eigenvalues of the covariance of standardised channels
-):
-    "Start the projection so that descriptors vary around 0, and equally in all directions within an object"
-    if matcher.dim==WIDTH: raise ArgumentError(f'this matcher has no projection to start: its features have {WIDTH} channels')
+) -> tuple[Tensor,Tensor]: # float32 [C]; [C, C]
+    "Mean and matrix: `(d-mean)@matrix` has variance 1 on average, and varies equally in all directions within an object"
     candidates, sights = object_sights(pairs)
     mean, std = candidates.mean(0), candidates.std(0)+1e-3
     within = torch.cat([(s-s.mean(0))/std for s in sights.values()])
     values, vectors = torch.linalg.eigh(within.T@within/max(len(within)-len(sights), 1))
-    whitened = vectors/(values.clamp(min=0)+shrink).sqrt()@vectors.T/std[:,None]
-    whitened /= ((candidates-mean)@whitened).square().mean().sqrt()
-    weight = nn.init.orthogonal_(torch.empty(WIDTH, matcher.dim))@whitened.T
-    matcher.projection.weight.copy_(weight[...,None,None]); matcher.projection.bias.copy_(-weight@mean)
+    matrix = vectors/(values.clamp(min=0)+shrink).sqrt()@vectors.T/std[:,None]
+    return mean, matrix/((candidates-mean)@matrix).square().mean().sqrt()
 
-# %% ../nbs/08_training.ipynb #cell064
+@torch.no_grad()
+def informed_start(
+    matcher:OMaMa,    # With a projection; changed in place
+    pairs:FramePairs, # Training pairs
+    shrink:float=.3   # As in `whitening`
+):
+    "Start as a matcher by whitened descriptors: the projection whitens, the embedding hands on"
+    if matcher.dim==WIDTH: raise ArgumentError(f'this matcher has no projection to start: its features have {WIDTH} channels')
+    def rotation(n=WIDTH): return nn.init.orthogonal_(torch.empty(WIDTH, n))
+    mean, matrix = whitening(pairs, shrink)
+    weight, lift = rotation(matcher.dim)@matrix.T, torch.full((WIDTH,), 1.5)
+    matcher.projection.weight.copy_(weight[...,None,None]); matcher.projection.bias.copy_(-weight@mean)
+    first, second, third = matcher.embed[::2]
+    first.weight.copy_(torch.cat([.03*rotation(), rotation(), .3*rotation()], 1)); first.bias.copy_(lift)
+    second.weight.copy_(rotation()); second.bias.copy_(lift-second.weight@lift)
+    third.weight.copy_(rotation()); third.bias.copy_(-third.weight@lift)
+
+# %% ../nbs/08_training.ipynb #cell068
 @dataclass
 class Settings:
     "What decides how a matcher is trained; the defaults are the report's"
@@ -445,26 +474,27 @@ class Settings:
     batch_size:int=12        # Pairs in a batch, over all processes
     lr:float=8e-6            # AdamW's learning rate at the start
     lowest_lr:float=1e-6     # And at the end of its cosine
+    warmup:int=0             # Steps in which the learning rate rises to it
     weight_decay:float=.01   # AdamW's
     clip:float=1.            # Norm at which gradients are clipped; 0 for never
     candidates:int=32        # Candidates of a pair in training
     order:int=2              # Of the adjacency that negatives come from
     keep_out:bool=False      # Keep proposals that are the object itself out of the negatives
-    existence:float=0.       # Weight of the existence head's loss; 0 leaves it untrained
-    whiten:bool=False        # Start the projection with `whiten_projection`
+    existence:float=0.       # Weight of the existence loss; 0 leaves existence untrained
+    whiten:bool=False        # Start with `informed_start`
     count:int=None           # Train on so many pairs, drawn once
     balanced:bool=False      # Draw them balanced over (take, object)
     init:str=None            # Start from this checkpoint: what `save_pretrained` wrote, or the reference's
     seed:int=42              # Of the weights, the order, and the candidates
 
     def __post_init__(self):
-        for k, lowest in dict(epochs=1, batch_size=1, candidates=1, lr=0, lowest_lr=0, weight_decay=0, clip=0, existence=0).items():
+        for k, lowest in dict(epochs=1, batch_size=1, candidates=1, warmup=0, lr=0, lowest_lr=0, weight_decay=0, clip=0, existence=0).items():
             if not lowest<=getattr(self, k)<math.inf: raise ArgumentError(f'{k} must be at least {lowest}, not {getattr(self, k)}')
 
 PRESETS = {'report': {}, 'report-dinov3': dict(batch_size=4, candidates=16), 'reference': dict(epochs=3, batch_size=24, lr=8e-5, clip=0.),
-           'mini': dict(epochs=5, batch_size=32, lr=1e-4, existence=.2, whiten=True, keep_out=True)}
+           'mini': dict(epochs=2, batch_size=32, lr=1e-4, warmup=10, existence=.3, whiten=True, keep_out=True)}
 
-# %% ../nbs/08_training.ipynb #cell066
+# %% ../nbs/08_training.ipynb #cell070
 class Run:
     "A training's folder"
     def __init__(self, folder:str|Path):
@@ -487,18 +517,7 @@ class Run:
         "Whether all epochs are done"
         return (self.folder/'history.csv').is_file() and len(self.history)>=self.config['settings']['epochs']
 
-    def matcher(self,
-        which:str='best' # 'best' or 'last'
-    ) -> OMaMa:
-        "The matcher with the best validation IoU, or that of the last epoch"
-        if which not in ('best', 'last'): raise ArgumentError(f"which must be 'best' or 'last', not {which!r}")
-        if which=='best': return OMaMa.from_pretrained(self.folder/'best')
-        state = read_progress(self.folder)
-        matcher = OMaMa(*state['grids'], state['dim'])
-        matcher.load_state_dict(state['matcher'])
-        return matcher
-
-# %% ../nbs/08_training.ipynb #cell067
+# %% ../nbs/08_training.ipynb #cell071
 def read_progress(
     folder:str|Path # Of a run
 ) -> dict:
@@ -508,6 +527,18 @@ def read_progress(
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise FileError(f'not a checkpoint that can be read safely ({type(e).__name__}); is it whole?', file=path) from None
 
+@patch
+def matcher(self:Run,
+    which:str='best' # 'best' or 'last'
+) -> OMaMa:
+    "The matcher with the best validation IoU, or that of the last epoch"
+    if which not in ('best', 'last'): raise ArgumentError(f"which must be 'best' or 'last', not {which!r}")
+    if which=='best': return OMaMa.from_pretrained(self.folder/'best')
+    state = read_progress(self.folder)
+    matcher = OMaMa(*state['grids'], state['dim'])
+    matcher.load_state_dict(state['matcher'])
+    return matcher
+
 def environment() -> dict:
     "Versions and machine, for the record"
     from importlib.metadata import version
@@ -515,7 +546,7 @@ def environment() -> dict:
     return dict(egoexo_corr=__version__, python=platform.python_version(), system=f'{platform.system()} {platform.machine()}', threads=torch.get_num_threads(),
                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU', **{p: version(p) for p in packages})
 
-# %% ../nbs/08_training.ipynb #cell070
+# %% ../nbs/08_training.ipynb #cell074
 def open_run(
     root:str|Path, # A root
     name:str,      # Of the run: a folder below `root/runs`
@@ -523,7 +554,7 @@ def open_run(
     resume:bool    # Go on with it if it is there
 ) -> Run:
     "A new run, or the one that is there if it has the same configuration"
-    folder, config = inside(Path(root)/'runs', name), json.loads(json.dumps(config))
+    folder, config = inside(Path(root)/'runs', name), json.loads(json.dumps(config, default=str))
     if (folder/'config.json').is_file():
         if not resume: raise ArgumentError('this run exists; resume it, take another name, or delete its folder', file=folder)
         there, here = ({**c, **c.get('settings', {}), **c.get('features', {}), 'settings': 0, 'features': 0} for c in (Run(folder).config, config))
@@ -533,7 +564,7 @@ def open_run(
         write_json(folder/'config.json', config, indent=1)
     return Run(folder)
 
-# %% ../nbs/08_training.ipynb #cell073
+# %% ../nbs/08_training.ipynb #cell077
 def first_matcher(
     pairs:FramePairs,   # The training pairs
     settings:Settings
@@ -546,10 +577,10 @@ def first_matcher(
         ours = init is not None and Path(init).is_dir()
         matcher = OMaMa.from_pretrained(init, *grids) if ours else OMaMa.from_reference(init, *grids, features.dim) if init else OMaMa(*grids, features.dim)
         if matcher.dim!=features.dim: raise ArgumentError(f'this checkpoint is for features of {matcher.dim} channels, and these have {features.dim}', file=init)
-        if settings.whiten and not ours: whiten_projection(matcher, pairs)
+        if settings.whiten and not ours: informed_start(matcher, pairs)
     return matcher
 
-# %% ../nbs/08_training.ipynb #cell076
+# %% ../nbs/08_training.ipynb #cell080
 def training_pairs(root:str|Path, direction:str, settings:Settings) -> pd.DataFrame:
     "The training pairs of a root, or as many of them as the settings say"
     path = pairs_path(root, 'train', direction)
@@ -565,7 +596,13 @@ def _accelerator(mixed_precision:str|None):
     try: return Accelerator(cpu=not gpu, mixed_precision=mixed_precision or ('bf16' if gpu else 'no'))
     except ValueError: raise ArgumentError(f'Accelerate is at work in another precision than {mixed_precision!r} already; that takes a new process') from None
 
-# %% ../nbs/08_training.ipynb #cell079
+# %% ../nbs/08_training.ipynb #cell083
+def existence_balance(pairs:FramePairs) -> tuple[float,float]:
+    "Weights with which absent and present objects count equally"
+    there = np.concatenate([[o in seen for o in pairs.names(i)] for i, (t, _, c, f) in enumerate(pairs.keys) for seen in [pairs.objects(t, c, f)]])
+    return tuple(len(there)/2/max(n, 1) for n in ((~there).sum(), there.sum()))
+
+# %% ../nbs/08_training.ipynb #cell086
 class Trainer:
     "A training in progress"
     def __init__(self,
@@ -577,7 +614,7 @@ class Trainer:
     ):
         self.run, self.train, self.val, self.settings, self.accelerator = run, train, val, settings, accelerator
         matcher = first_matcher(train, settings)
-        objective = Objective(matcher, settings.existence, _balance(train) if settings.existence else (1., 1.))
+        objective = Objective(matcher, settings.existence, existence_balance(train) if settings.existence else (1., 1.))
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.matcher, self.parameters = matcher, parameters
@@ -589,17 +626,12 @@ class Trainer:
     def batches(self, epoch:int) -> list: "The batches of an epoch"; return batches(self.train, self.settings.batch_size, self.settings.seed, epoch)
 
     def lr(self) -> float:
-        "The learning rate of the next step: half a cosine from the first step to the last"
-        s = self.settings
-        done = (self.epoch*self.steps+self.step)/(s.epochs*self.steps)
-        return s.lowest_lr + (s.lr-s.lowest_lr)*(1+math.cos(math.pi*done))/2
+        "The learning rate of the next step: half a cosine from the first step to the last, rising to it at first"
+        s, step = self.settings, self.epoch*self.steps+self.step
+        cosine = s.lowest_lr + (s.lr-s.lowest_lr)*(1+math.cos(math.pi*step/(s.epochs*self.steps)))/2
+        return cosine*min(1, (step+1)/max(s.warmup, 1))
 
-def _balance(pairs:FramePairs) -> tuple[float,float]:
-    "Weights with which absent and present objects count equally"
-    there = np.concatenate([[o in seen for o in pairs.names(i)] for i, (t, _, c, f) in enumerate(pairs.keys) for seen in [pairs.objects(t, c, f)]])
-    return tuple(len(there)/2/max(n, 1) for n in ((~there).sum(), there.sum()))
-
-# %% ../nbs/08_training.ipynb #cell083
+# %% ../nbs/08_training.ipynb #cell090
 @patch
 def take_step(self:Trainer, samples:list[Sample], total:int):
     "One step of the optimizer on this process's share of a batch of `total` pairs"
@@ -615,7 +647,7 @@ def take_step(self:Trainer, samples:list[Sample], total:int):
     self.sums += torch.tensor([*sums, total]); self.step += 1
 
 @patch
-def train_epoch(self:Trainer, save_every:int, workers:int):
+def train_epoch(self:Trainer, save_every:int):
     "The steps of the epoch that are still to do"
     from tqdm import tqdm
     a, s = self.accelerator, self.settings
@@ -623,17 +655,13 @@ def train_epoch(self:Trainer, save_every:int, workers:int):
     samples = Samples(self.train, self.batches(self.epoch)[self.step:], draw, a.process_index, a.num_processes)
     self.objective.train()
     with tqdm(total=self.steps, initial=self.step, desc=f'epoch {self.epoch+1}/{s.epochs}', unit='step', disable=None if a.is_main_process else True) as bar:
-        for share, total in _loader(samples, workers):
+        for share, total in _ahead(samples):
             try: self.take_step(share, total)
             except EgoExoError as e: raise e.at(run=self.run.name, epoch=self.epoch+1, step=self.step+1) from None
             bar.update(); bar.set_postfix(loss=f'{self.sums[0]/self.sums[2]:.3f}')
             if self.step%save_every==0: self.save()
 
-def _loader(samples:Samples, workers:int):
-    "The samples in order, read ahead by so many processes"
-    return torch.utils.data.DataLoader(samples, batch_size=None, num_workers=workers, collate_fn=lambda x: x, multiprocessing_context='fork' if workers else None)
-
-# %% ../nbs/08_training.ipynb #cell087
+# %% ../nbs/08_training.ipynb #cell094
 @patch
 def validate(self:Trainer) -> dict:
     "Loss and metrics on the validation pairs"
@@ -657,13 +685,15 @@ def end_epoch(self:Trainer):
     self.epoch, self.step, self.sums = self.epoch+1, 0, torch.zeros_like(self.sums)
     self.save()
 
+# %% ../nbs/08_training.ipynb #cell095
 @patch
 def save(self:Trainer):
     "Write `last.pt` and the history"
     if not self.accelerator.is_main_process: return
     state = dict(matcher=self.matcher.state_dict(), grids=[self.matcher.source_grid, self.matcher.dest_grid], dim=self.matcher.dim, optimizer=self.optimizer.state_dict(),
                  **{k: getattr(self, k) for k in ('epoch', 'step', 'sums', 'best', 'history')})
-    with atomic_path(self.run.folder/'last.pt') as tmp: torch.save(state, tmp)
+    torch.save(state, buffer := io.BytesIO())
+    with atomic_path(self.run.folder/'last.pt') as tmp: tmp.write_bytes(buffer.getbuffer())
     self.write_history()
 
 @patch
@@ -681,7 +711,7 @@ def restore(self:Trainer):
     for k in ('epoch', 'step', 'sums', 'best', 'history'): setattr(self, k, state[k])
     if self.accelerator.is_main_process: self.write_history()
 
-# %% ../nbs/08_training.ipynb #cell093
+# %% ../nbs/08_training.ipynb #cell101
 @delegates(Settings)
 def fit(
     root:str|Path,            # A root with pairs
@@ -692,13 +722,12 @@ def fit(
     resume:bool=False,        # Go on with the run if it is there
     each_epoch=(),            # Functions that are called with the history after each epoch
     save_every:int=500,       # Steps after which the checkpoint is written within an epoch
-    workers:int=0,            # Processes that read samples ahead
     mixed_precision:str=None, # 'bf16' or 'no'; 'bf16' where there is a GPU by default
     **kwargs
 ) -> Run:
-    "Train a matcher"
+    "Train a matcher; `**kwargs` are `Settings`"
     s, a = Settings(**kwargs), _accelerator(mixed_precision)
-    config = dict(direction=str(Direction(direction)), features=features.made_with, proposals=proposals_name(proposals), settings={k: v if not isinstance(v, Path) else str(v) for k,v in asdict(s).items()}, version=__version__)
+    config = dict(direction=str(Direction(direction)), features=features.made_with, proposals=proposals_name(proposals), settings=asdict(s), version=__version__)
     with a.main_process_first(): run = open_run(root, name, config, resume or not a.is_main_process)
     if run.finished: return run
     with _locked(run.folder) if a.is_main_process else nullcontext():
@@ -707,14 +736,13 @@ def fit(
         trainer = Trainer(run, train, val, s, a)
         trainer.restore()
         while trainer.epoch<s.epochs:
-            trainer.train_epoch(save_every, workers)
+            trainer.train_epoch(save_every)
             trainer.end_epoch()
-            if a.is_main_process:
-                for f in each_epoch: f(pd.DataFrame(trainer.history))
+            for f in each_epoch if a.is_main_process else (): f(pd.DataFrame(trainer.history))
         a.wait_for_everyone()
     return run
 
-# %% ../nbs/08_training.ipynb #cell095
+# %% ../nbs/08_training.ipynb #cell103
 class LiveCurve:
     "For `each_epoch` of `fit`: losses and validation metrics, drawn anew after each epoch"
     def __init__(self): self.handle = None
@@ -730,7 +758,7 @@ class LiveCurve:
         else: self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/08_training.ipynb #cell108
+# %% ../nbs/08_training.ipynb #cell116
 def run_scores(
     run:Run,          # A training
     features,         # What its matcher will be shown
@@ -741,7 +769,7 @@ def run_scores(
     if other := differences(config['features'], features.made_with): raise DataError(f'these features do not fit the run: they were made with {other}', file=run.folder)
     return matcher_scores(run.matcher(which), existence=config['settings']['existence']>0)
 
-# %% ../nbs/08_training.ipynb #cell113
+# %% ../nbs/08_training.ipynb #cell121
 def temporal_consistency(
     truth:dict,             # Ground-truth JSON
     prediction:dict,        # Prediction JSON
