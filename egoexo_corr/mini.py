@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACES', 'COLORS', 'SYLLABLES', 'PROFILES', 'BARS', 'STEEL', 'KINDS', 'SPLITS', 'SKIN', 'ARM', 'EGO', 'EXO', 'SIZES',
-           'TICK', 'SHOULDER', 'FPS', 'NAMESPACE', 'TASKS', 'LEAST', 'LIMBS', 'sim_missing', 'Mesh', 'join', 'grid',
-           'box_mesh', 'turn', 'sweep', 'sheet', 'noise', 'shade', 'word', 'Style', 'paint_icon', 'paint_text',
+           'TICK', 'SHOULDER', 'FPS', 'NAMESPACE', 'TASKS', 'LEAST', 'PACE', 'LIMBS', 'sim_missing', 'Mesh', 'join',
+           'grid', 'box_mesh', 'turn', 'sweep', 'sheet', 'noise', 'shade', 'word', 'Style', 'paint_icon', 'paint_text',
            'paint_print', 'paint_label', 'canvas', 'paint_carton', 'paint_turned', 'paint_dots', 'paint_cloth',
            'paint_skin', 'paint_tool', 'paint_pouch', 'paint_cassette', 'mug_mesh', 'bar_mesh', 'Kind', 'turned', 'bar',
            'crockery', 'cloth', 'Model', 'models', 'Thing', 'styles', 'make_thing', 'Scene', 'quat_axes', 'look_at',
@@ -872,24 +872,25 @@ def develop(image:np.ndarray, look:dict, rng) -> np.ndarray: # uint8 [H, W, 3]
     return (x*255+look['noise']*rng.standard_normal(x.shape, np.float32)).clip(0, 255).round().astype(np.uint8)
 
 # %% ../nbs/04_mini.ipynb #cell106
-FPS = 30 # Of the videos; there is one annotated frame a second
+FPS = 30 # Of the videos
 
 def write_video(
     path, # The mp4 to write
-    frames, # uint8 [H, W, 3] images, RGB, one a second
+    frames, # uint8 [H, W, 3] images, RGB
+    pace:int=1, # Seconds from one to the next
     crf:int=28 # H.264's constant quality; lower is better
 ):
-    "An H.264 video of 30 frames a second in which every image stands for its second, starting with a key frame"
+    "An H.264 video of 30 frames a second in which every image stands for some seconds, starting with a key frame"
     import av
     with atomic_path(path) as tmp, av.open(str(tmp), 'w', format='mp4') as video:
-        options = {'crf': str(crf), 'preset': 'medium', 'threads': '1', 'x264-params': f'keyint={FPS}:min-keyint={FPS}:scenecut=0:bframes=0:rc-lookahead=5'}
+        options = {'crf': str(crf), 'preset': 'medium', 'threads': '1', 'x264-params': f'keyint={FPS*pace}:min-keyint={FPS*pace}:scenecut=0:bframes=0:rc-lookahead=5'}
         stream = video.add_stream('libx264', rate=FPS, options=options)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = 'yuv420p'
         for k, image in enumerate(frames):
             still = av.VideoFrame.from_ndarray(image, 'rgb24').reformat(format='yuv420p')
-            for i in range(FPS):
-                still.pts = k*FPS+i
+            for i in range(FPS*pace):
+                still.pts = k*FPS*pace+i
                 video.mux(stream.encode(still))
         video.mux(stream.encode())
 
@@ -898,10 +899,14 @@ NAMESPACE = uuid.UUID('6f1d6a5e-3c0b-5d59-9a55-0c1e64ad7d10')
 TASKS = dict(Cooking='Making Breakfast', Health='Rapid Antigen Test')
 LEAST = dict(ego=60, exo=20) # Pixels: a smaller mask is not annotated
 
+PACE = dict(train=2, val=1, test=1) # Seconds from one annotated frame to the next
+
 class TakePlan(NamedTuple):
     "What identifies a take: the same plan gives the same bytes"
     seed:int; split:str; index:int; frames:int
 
+    @property
+    def pace(self): return PACE[self.split]
     @property
     def scenario(self): return ('Health', 'Cooking')[self.index%2]
     @property
@@ -918,7 +923,7 @@ def film(plan:TakePlan):
     eyes, images, masks = Eyes(stage), {c: [] for c in (EGO, *EXO)}, {c: [] for c in (EGO, *EXO)}
     looks = {c: camera_look(np.random.default_rng([*plan.key, i])) for i,c in enumerate(images)}
     for f in range(plan.frames):
-        if f: stage.run(1)
+        if f: stage.run(plan.pace)
         for i, c in enumerate(images):
             image, seen = eyes.see(c)
             images[c].append(develop(image, looks[c], np.random.default_rng([*plan.key, i, f])))
@@ -927,25 +932,21 @@ def film(plan:TakePlan):
     return images, masks, stage
 
 # %% ../nbs/04_mini.ipynb #cell113
-def choose_annotated(masks, stage, n:int=8) -> list[str]:
-    "The bodies to annotate: look-alikes first, then others, all seen by the ego camera and an exo camera in some frames"
+def choose_annotated(masks, stage) -> list[str]:
+    "The bodies to annotate: all that the ego camera and an exo camera see in some frames"
     seen = {c: {b: sum(b in f for f in frames) for b in stage.things} for c, frames in masks.items()}
-    fit = [b for b in stage.things if seen[EGO][b]>=2 and max(seen[c][b] for c in EXO)>=2]
-    family = [stage.things[b].model[:3] for b in fit]
-    touched = {f: sum(stage.touched.count(b) for b in fit if stage.things[b].model[:3]==f) for f in family if family.count(f)>1}
-    many = sorted(touched, key=lambda f: -touched[f])[:2]
-    return sorted(fit, key=lambda b: (stage.things[b].model[:3] not in many, -stage.touched.count(b)))[:n]
+    return [b for b in stage.things if seen[EGO][b]>=2 and max(seen[c][b] for c in EXO)>=2]
 
 # %% ../nbs/04_mini.ipynb #cell117
 def annotate(plan:TakePlan, masks, stage) -> dict:
     "The entry of a take in `relations_*.json` (SPEC 1)"
-    objects, frames = {}, [f*FPS for f in range(plan.frames)]
+    objects, frames = {}, [f*FPS*plan.pace for f in range(plan.frames)]
     for body in choose_annotated(masks, stage):
         name = stage.things[body].name
         cameras = {}
         for c, seen in masks.items():
             marked = {str(f): encode_annotation(m[body]) for f,m in zip(frames, seen) if body in m}
-            if marked: cameras[c] = dict(annotation=marked, annotation_fps=1, annotated_frames=frames)
+            if marked: cameras[c] = dict(annotation=marked, annotation_fps=1/plan.pace, annotated_frames=frames)
         objects[f'{name}_{sum(o.rsplit("_", 1)[0]==name for o in objects)}'] = cameras
     return dict(scenario=plan.scenario, take_name=plan.name, object_masks=objects)
 
@@ -953,7 +954,7 @@ def take_entry(plan:TakePlan) -> dict:
     "The entry of a take in `takes.json`"
     files = {c: f'frame_aligned_videos/{c}.mp4' for c in (EGO, *EXO)}
     return dict(root_dir=f'takes/{plan.name}', take_uid=plan.uid, take_name=plan.name, task_name=TASKS[plan.scenario], parent_task_name=plan.scenario,
-                duration_sec=plan.frames, is_dropped=False, university_name='mini', best_exo=EXO[0],
+                duration_sec=plan.frames*plan.pace, is_dropped=False, university_name='mini', best_exo=EXO[0],
                 frame_aligned_videos={c.split('_')[0]: {'rgb' if c==EGO else '0': dict(cam_id=c.split('_')[0], stream_id='rgb' if c==EGO else '0', relative_path=f, is_ego=c==EGO)}
                                       for c,f in files.items()})
 
@@ -966,16 +967,16 @@ def make_take(
     out = Path(out); part = out/'.making'/f'{plan.uid}.json'
     if part.exists(): return read_json(part)
     images, masks, stage = film(plan)
-    for c, frames in images.items(): write_video(out/'takes'/plan.name/'frame_aligned_videos'/f'{c}.mp4', frames)
+    for c, frames in images.items(): write_video(out/'takes'/plan.name/'frame_aligned_videos'/f'{c}.mp4', frames, plan.pace)
     entry = annotate(plan, masks, stage)
     write_json(part, entry)
     return entry
 
-def plans(seed:int, takes, frames:int) -> list[TakePlan]: # `takes`: how many of train, val and test
+def plans(seed:int, takes, seconds:int) -> list[TakePlan]: # `takes`: how many of train, val and test
     "The takes of a release"
     if len(takes)!=3 or min(takes)<0 or not sum(takes): raise ArgumentError(f'takes must be three whole numbers (train, val, test), not all 0: {takes!r}')
-    if frames<1 or seed<0: raise ArgumentError(f'frames must be at least 1 and the seed at least 0, not {frames!r} and {seed!r}')
-    return [TakePlan(seed, split, i, frames) for split,n in zip(SPLITS, takes) for i in range(n)]
+    if seconds<1 or seed<0: raise ArgumentError(f'seconds must be at least 1 and the seed at least 0, not {seconds!r} and {seed!r}')
+    return [TakePlan(seed, split, i, -(-seconds//PACE[split])) for split,n in zip(SPLITS, takes) for i in range(n)]
 
 # %% ../nbs/04_mini.ipynb #cell121
 def share(
@@ -1003,13 +1004,13 @@ def write_index(out:Path, todo:list[TakePlan]):
 def make_release(
     out,              # The folder of the release: new, empty, or with a part of this very release
     seed:int=0,       # Another seed, other scenes
-    takes=(12, 3, 6), # Takes of train, val and test
-    frames:int=12,    # Annotated frames of a take, one a second
+    takes=(24, 3, 6), # Takes of train, val and test
+    seconds:int=12,   # Length of a take; a frame is annotated each second, in train takes every other second
     workers:int=2     # Processes; with 1 it all runs in this one
 ) -> Path:            # `out`
     "Make EgoExo-Mini. Stopped at any point and started again, it goes on and ends with the same bytes"
     from tqdm import tqdm
-    out, todo = Path(out), plans(seed, takes, frames)
+    out, todo = Path(out), plans(seed, takes, seconds)
     if sim_missing(): raise EgoExoError(sim_missing())
     if (index := out/'takes.json').exists():
         if [t.get('take_uid') for t in read_json(index)]!=[p.uid for p in todo]: raise DataError('this folder holds another release; name a new one', file=out)

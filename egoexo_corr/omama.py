@@ -222,6 +222,7 @@ class OMaMa(nn.Module):
             nn.Parameter(nn.init.trunc_normal_(torch.empty(WIDTH, *grid), std=.02)) for grid in (self.source_grid, self.dest_grid))
         self.attention, self.embed = CrossAttention(), _mlp(3*WIDTH, WIDTH, WIDTH, WIDTH)
         self.existence_head = _mlp(2*WIDTH, WIDTH, 256, 128, 2)
+        self.nothing = nn.Parameter(torch.tensor([.45, 1.]))
         if dim!=WIDTH:
             self.projection = nn.Conv2d(dim, WIDTH, 1)
             nn.init.xavier_uniform_(self.projection.weight); nn.init.zeros_(self.projection.bias)
@@ -380,7 +381,7 @@ def from_reference(cls:OMaMa,
         own = grid if grid is not None and grid[0]*grid[1]==tokens else grid_of(tokens)
         state[name], wanted[name] = table[0].T.reshape(WIDTH, *own), grid or own
     model = cls(*wanted.values(), dim)
-    if dim!=WIDTH: state |= {f'projection.{k}': v for k,v in model.projection.state_dict().items()}
+    state |= {k: v for k,v in model.state_dict().items() if k.startswith(('projection.', 'nothing'))}
     return _load(model, state, file)
 
 @patch
@@ -388,7 +389,7 @@ def to_reference(self:OMaMa) -> dict: # Tensors by the reference's names
     "The state dict of the reference implementation"
     if self.dim!=WIDTH: raise ArgumentError(f'the reference has no projection, and this model has one from {self.dim} channels to {WIDTH}')
     names = {v:k for k,v in _REFERENCE_NAMES.items()}
-    return {_renamed(k, names): v.flatten(1).T[None].contiguous() if k.endswith('_positions') else v for k,v in self.state_dict().items()}
+    return {_renamed(k, names): v.flatten(1).T[None].contiguous() if k.endswith('_positions') else v for k,v in self.state_dict().items() if k!='nothing'}
 
 # %% ../nbs/07_omama.ipynb #cell083
 @patch
@@ -422,16 +423,14 @@ def from_pretrained(cls:OMaMa,
 # %% ../nbs/07_omama.ipynb #cell086
 @patch
 def existence(self:OMaMa,
-    match:Match # From `match`
-) -> Tensor:    # [B, 2], logits of absent and there
-    "Whether the object is in the destination view at all, from the source and the best candidate"
-    batch, n = match.similarity.shape
-    best = match.source.new_zeros(batch, WIDTH)
-    if n:
-        highest, index = match.similarity.max(1)
-        chosen = match.dest.expand(batch, -1, -1)[torch.arange(batch, device=index.device),index]
-        best = chosen.where((highest>-torch.inf)[:,None], 0)
-    return self.existence_head(torch.cat([match.source.expand(batch, -1), best], 1))
+    match:Match,            # From `match`
+    temperature:float=.07   # Of the softmax
+) -> Tensor:                # [B, 2], logits of absent and there
+    "Whether the object is in the destination view at all: all its candidates against a learned “nothing”"
+    threshold, sharpness = self.nothing
+    all_candidates = torch.logsumexp(F.pad(match.similarity.float(), (0, 1), value=-1.)/temperature, 1)
+    there = sharpness*(all_candidates-threshold/temperature)
+    return torch.stack([-there/2, there/2], 1)
 
 def existence_loss(
     logits:Tensor, # [B, 2], from `existence`

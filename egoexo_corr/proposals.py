@@ -82,7 +82,7 @@ def load_fastsam(
 
 # %% ../nbs/05_proposals.ipynb #cell015
 OFFICIAL = dict(imgsz=1024, conf=.4, iou=.9)                        # SPEC 5
-OURS = dict(imgsz=dict(ego=512, exo=1280), conf=.05, iou=.8) # Measured on the mini's val takes
+OURS = dict(imgsz=dict(ego=640, exo=1280), conf=.05, iou=.8) # Measured on the mini's val takes
 
 class Proposer:
     "FastSAM on frames: proposals from images"
