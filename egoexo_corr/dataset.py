@@ -685,7 +685,7 @@ def _decode_picture(data:bytes): # uint8 [H, W, 3], BGR; `None` if it is none, o
         with Image.open(io.BytesIO(data)) as header:
             if header.width*header.height>MAX_PIXELS: return None
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, cv2.error): return None
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError, cv2.error): return None
 
 def load_frame(
     root:str|Path, # A root
@@ -926,7 +926,7 @@ def read_photograph(
         with Image.open(path) as photo:
             orientation = photo.getexif().get(0x0112, 1)
             return np.asarray(ImageOps.exif_transpose(photo).convert('RGB')), orientation
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError):
         raise FileError('cannot be read as a photograph; save it as JPEG or PNG', file=path) from None
 
 def _same_shape(a, b) -> bool: return abs(a[0]*b[1] - a[1]*b[0]) <= .02*a[0]*b[1]
@@ -954,7 +954,7 @@ def read_mask_png(
             clear = 'A' in picture.getbands() or 'transparency' in picture.info
             if not clear and picture.mode not in ('1', 'L', 'I', 'F', 'I;16'): picture = picture.convert('RGB')
             values = np.asarray(picture.convert('RGBA') if clear else picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError):
         raise FileError('cannot be read as a mask; save it as PNG', file=path) from None
     if clear: values = values[...,3] if values[...,3].min()<255 else values[...,:3]
     if values.ndim==3: values = values.max(2)

@@ -235,7 +235,9 @@ class Evaluation:
         try:
             obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
             obs = obs.astype({'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float))
-            right = list(obs)==COLUMNS and obs.exists_gt.dtype==obs.exists_pred.dtype==bool and content['protocol'] in PROTOCOLS
+            scores = obs[['iou', 'shape_acc', 'location_score']]
+            right = not ((scores<0) | (scores>2)).any(axis=None) and np.isfinite(obs.confidence).all()
+            right = right and list(obs)==COLUMNS and obs.exists_gt.dtype==obs.exists_pred.dtype==bool and content['protocol'] in PROTOCOLS
             direction = Direction(content['direction'])
         except (KeyError, TypeError, ValueError, EgoExoError): right = False
         if not right: raise DataError('is not an evaluation that was saved here', file=path)
