@@ -453,6 +453,7 @@ def read_reference(
     except Exception as e: raise FileError(f'is damaged, or no file of masks ({type(e).__name__})', file=path) from None
     try: boxes = np.load(boxes_path, allow_pickle=False)
     except Exception as e: raise FileError(f'is missing or damaged ({type(e).__name__})', file=boxes_path) from None
+    if not isinstance(boxes, np.ndarray): raise FileError('holds several arrays; one of boxes is needed', file=boxes_path)
     if masks.ndim!=3: raise FileError(f'holds an array of shape {list(masks.shape)}, not [masks, height, width]', file=path)
     if boxes.size!=4*len(masks) or boxes.dtype.kind not in 'fiu': raise FileError(f'holds {boxes.dtype} {list(boxes.shape)} for {len(masks)} masks', file=boxes_path)
     try: return make_proposals(masks.shape[1:], _encode((masks!=0).astype(np.uint8)) if len(masks) else [], boxes=boxes)
