@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['egoexo_mini', 'egoexo_prepare', 'egoexo_import', 'egoexo_pairs', 'egoexo_proposals', 'egoexo_features',
-           'egoexo_evaluate', 'egoexo_submit', 'run_notebook', 'egoexo_reproduce']
+           'egoexo_train', 'egoexo_predict', 'egoexo_evaluate', 'egoexo_submit', 'run_notebook', 'egoexo_reproduce']
 
 # %% ../nbs/11_cli.ipynb #cell004
 import os, sys, time
@@ -150,16 +150,17 @@ def egoexo_proposals(
 # %% ../nbs/11_cli.ipynb #cell024
 def _describe_truth(root, backbone, direction, splits, strict):
     "Descriptors of the annotated masks, into the feature store of a backbone"
-    from functools import partial
-    from egoexo_corr.backbones import FeatureStore, describe_all
+    from egoexo_corr.backbones import describe_all
     from egoexo_corr.dataset import Annotations
     from egoexo_corr.omama import describe
-    annotations = Annotations(root)
+    from egoexo_corr.training import StoredFeatures
+    annotations, features = Annotations(root), StoredFeatures(root, backbone.name)
+    context = {features.image_size(view): features.context(view) for view in ('ego', 'exo')}
+    def pool(maps, masks, boxes, size): return describe(maps, masks, boxes, size, context[tuple(size)])
     def masks_of(take, camera, frames):
         seen = {f: {name: annotations.rle(take, name, camera, f) for name in annotations[take].masks} for f in frames}
         return {f: {name: r for name,r in named.items() if r} for f,named in seen.items()}
-    context = round(100*backbone.scale)
-    return describe_all(FeatureStore(root, backbone.name), 'truth', masks_of, partial(describe, context=context), direction, splits, strict)
+    return describe_all(features.store, 'truth', masks_of, pool, direction, splits, strict)
 
 # %% ../nbs/11_cli.ipynb #cell025
 @call_parse
@@ -187,6 +188,75 @@ def egoexo_features(
     if any(done.failed for done in jobs.values()): sys.exit('error: not every frame has features')
 
 # %% ../nbs/11_cli.ipynb #cell029
+def _pool(text:str|None):
+    "'2,2' → squares of ego and exo tokens"
+    sides = _listed(text, int)
+    if sides is None: return None
+    if len(sides)!=2: raise ArgumentError(f'two numbers are needed, for ego and exo tokens, not {text!r}')
+    return dict(zip(('ego', 'exo'), sides))
+
+@call_parse
+@_one_line_errors
+def egoexo_train(
+    root:str,                            # A root with pairs, proposals and features
+    name:str,                            # Of the run, below ROOT/runs
+    direction:str='exo2ego',             # exo2ego or ego2exo
+    features:str='efficientnet-lite0',   # A backbone's name in the feature store
+    proposals:str='fastsam',             # Of the store, below ROOT/proposals
+    pool:str=None,                       # Average tokens in squares for attention: two sides, ego and exo, such as 2,2
+    preset:str='report',                 # report, report-dinov3, reference or mini
+    epochs:int=None,                     # Epochs
+    batch_size:int=None,                 # Pairs in a batch, over all processes
+    lr:float=None,                       # Learning rate at the start
+    candidates:int=None,                 # Candidates of a pair
+    existence:float=None,                # Weight of the existence loss
+    init:str=None,                       # Start from this checkpoint, ours or the reference's
+    count:int=None,                      # Train on so many pairs
+    balanced:store_true=False,           # With --count: balanced over objects
+    seed:int=42,                         # Of weights, order and candidates
+    resume:store_true=False,             # Go on with a run that is there
+    mixed_precision:str=None             # bf16 or no; bf16 on a GPU by default
+):
+    "Train a matcher"
+    from egoexo_corr.proposals import ProposalStore
+    from egoexo_corr.training import PRESETS, StoredFeatures, fit
+    if preset not in PRESETS: raise ArgumentError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
+    given = dict(epochs=epochs, batch_size=batch_size, lr=lr, candidates=candidates, existence=existence, init=init, count=count, balanced=balanced or None, seed=seed)
+    settings = PRESETS[preset] | {k: v for k,v in given.items() if v is not None}
+    run = fit(root, name, StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals), direction, resume, mixed_precision=mixed_precision, **settings)
+    print(run.history.round(4).to_string(index=False))
+
+# %% ../nbs/11_cli.ipynb #cell030
+def _opened_run(root, name):
+    "A run with the features and proposals that it was trained on"
+    from egoexo_corr.core import inside
+    from egoexo_corr.proposals import ProposalStore
+    from egoexo_corr.training import Run, StoredFeatures
+    run = Run(inside(Path(root)/'runs', name))
+    made_with = run.config['features']
+    return run, StoredFeatures(root, made_with['backbone'], made_with['pool']), ProposalStore(root, run.config['proposals'])
+
+@call_parse
+@_one_line_errors
+def egoexo_predict(
+    root:str,              # A root with pairs, proposals and features
+    run:str,               # A training, below ROOT/runs
+    split:str='test',      # train, val or test
+    which:str='best',      # best or last
+    out:str=None,          # Prediction JSON; ROOT/runs/RUN/predictions_SPLIT.json by default
+    gt:str=None            # Also write the ground-truth JSON of these pairs
+):
+    "Answer the pairs of a split with a trained matcher"
+    from egoexo_corr.dataset import ground_truth
+    from egoexo_corr.training import FramePairs, predict, run_scores
+    trained, features, proposals = _opened_run(root, run)
+    direction, out = trained.config['direction'], Path(out or trained.folder/f'predictions_{split}.json')
+    pairs = FramePairs(root, split, direction, features, proposals)
+    write_json(out, predict(run_scores(trained, features, which), pairs))
+    if gt: write_json(gt, ground_truth(root, split, direction))
+    print(out)
+
+# %% ../nbs/11_cli.ipynb #cell034
 @call_parse
 @_one_line_errors
 def egoexo_evaluate(
@@ -204,7 +274,7 @@ def egoexo_evaluate(
     elif out: evaluation.save(out)
     for name,value in evaluation.summary.items(): print(f'{name:15} {value:.6f}' if isinstance(value, float) else f'{name:15} {value}')
 
-# %% ../nbs/11_cli.ipynb #cell035
+# %% ../nbs/11_cli.ipynb #cell040
 @call_parse
 @_one_line_errors
 def egoexo_submit(
@@ -217,7 +287,7 @@ def egoexo_submit(
     write_json(out, submission(ego2exo, exo2ego))
     print(out)
 
-# %% ../nbs/11_cli.ipynb #cell038
+# %% ../nbs/11_cli.ipynb #cell043
 def _notebook(name:str) -> Path:
     "A notebook of the repository that this package was installed from"
     path = Path(egoexo_corr.__file__).resolve().parent.parent/'nbs'/f'{name}.ipynb'
@@ -229,7 +299,7 @@ def _heading(cell) -> str|None:
     lines = cell.source.splitlines() if cell.cell_type=='markdown' else []
     return next((line.lstrip('# ') for line in lines if line.startswith('#')), None)
 
-# %% ../nbs/11_cli.ipynb #cell039
+# %% ../nbs/11_cli.ipynb #cell044
 def run_notebook(
     path:Path,          # Notebook to run, in its own folder
     page:Path,          # HTML to write
@@ -253,15 +323,16 @@ def run_notebook(
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with atomic_path(page) as tmp: tmp.write_text(html, encoding='utf-8')
 
-# %% ../nbs/11_cli.ipynb #cell040
+# %% ../nbs/11_cli.ipynb #cell045
 @call_parse
 @_one_line_errors
 def egoexo_reproduce(
-    out:str='results', # Folder for tables, figures and the executed notebook
+    out:str='results',       # Folder for tables, figures, the root of the mini and the executed notebook
+    full:store_true=False    # Three seeds and the ablations as well
 ):
     "Rebuild the report's tables and figures"
     out = Path(out).resolve()
     with atomic_path(out/'.writable') as tmp: tmp.write_text('')
     (out/'.writable').unlink()
-    run_notebook(_notebook('reproduce'), out/'reproduce.html', {'EGOEXO_CORR_RESULTS': str(out)})
+    run_notebook(_notebook('reproduce'), out/'reproduce.html', {'EGOEXO_CORR_RESULTS': str(out), 'EGOEXO_CORR_FULL': str(int(full))})
     print(f'written: {out}/reproduce.html and {len(list(out.glob("*.*")))-1} tables and figures beside it')

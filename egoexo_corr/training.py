@@ -61,7 +61,7 @@ def _locked(
     "A lock on a folder while the block runs"
     import fcntl
     path = folder/'.lock'
-    try: lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+    try: lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as e: raise FileError(f'cannot be opened to lock the folder ({e.strerror})', file=path) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
