@@ -345,8 +345,8 @@ def _controls(self:PairExplorer, direction:str):
     if not uids: raise DataError('this root has no takes; egoexo_prepare makes some', file=self.root/'processed'/'split.json')
     about = read_takes(self.root/'takes.json') if (self.root/'takes.json').is_file() else {}
     self.take = W.Dropdown(description='take', options=[(f"{about.get(u, {}).get('take_name', u)} ({s})", u) for u,s in uids.items()], **box(330))
-    self.direction = W.ToggleButtons(options=[('exo → ego', 'exo2ego'), ('ego → exo', 'ego2exo')], value=str(Direction(direction)), style=dict(button_width='80px'))
-    self.object, self.cameras = W.Dropdown(description='object', **box(330)), W.Dropdown(description='cameras', **box(250))
+    self.direction = W.ToggleButtons(options=[('exo2ego', 'exo2ego'), ('ego2exo', 'ego2exo')], value=str(Direction(direction)), style=dict(button_width='88px'))
+    self.object, self.cameras = W.Dropdown(description='object', **box(320)), W.Dropdown(description='cameras', **box(245))
     self.frame = W.IntSlider(description='frame', max=1, readout=False, **box(520))
     self.play = W.Play(max=1, interval=600, show_repeat=True)
     W.jslink((self.play, 'value'), (self.frame, 'value'))
@@ -608,7 +608,7 @@ class ResultExplorer(Explorer):
 
 # %% ../nbs/10_explore.ipynb #cell060
 LIST_STYLE = '<style>.egoexo-list select, .egoexo-head button {font: 12px "DejaVu Sans Mono", Menlo, Consolas, monospace; padding: 0} .egoexo-head button {margin: 0; text-align: left; overflow: hidden; text-overflow: clip} .egoexo-list select {padding: 0 2px}</style>'
-WIDTHS = {None: dict(take=8, object=18, dest_cam=10, frame=5, side=4, iou=4, shape_acc=7, location_score=8, confidence=5),
+WIDTHS = {'one': dict(take=8, object=18, dest_cam=10, frame=5, side=4, iou=4, shape_acc=7, location_score=8, confidence=5),
           'two': dict(take=8, object=18, dest_cam=10, frame=5, side=4, iou_a=6, iou_b=6, d_iou=6)}
 HEADS = {**MEASURES, 'dest_cam': 'camera', 'confidence': 'conf.'}
 
@@ -617,10 +617,10 @@ def _controls(self:ResultExplorer):
     "Make the controls and lay them out"
     box = lambda width, **kw: dict(layout=W.Layout(width=f'{width}px'), style=dict(description_width='auto'), **kw)
     names = list(self.runs)
-    self.run, self.against = W.Dropdown(description='run', options=names, **box(330)), W.Dropdown(description='against', options=[('nothing', None), *((n, n) for n in names)], **box(330))
+    self.run, self.against = W.Dropdown(description='run', options=names, **box(330)), W.Dropdown(description='against', options=[('nothing', ''), *((n, n) for n in names)], **box(330))
     self.differ = W.Button(description='where they differ most', **{**box(180), 'style': {}})
-    self.take, self.object = (W.Dropdown(description=d, options=[('all', None)], **box(w)) for d,w in (('take', 200), ('object', 240)))
-    self.exists = W.Dropdown(description='in the destination', options=[('any', None), ('visible', True), ('not visible', False)], **box(220))
+    self.take, self.object = (W.Dropdown(description=d, options=[('all', '')], **box(w)) for d,w in (('take', 200), ('object', 240)))
+    self.exists = W.Dropdown(description='in the destination', options=[('any', ''), ('visible', True), ('not visible', False)], **box(220))
     self.side = W.IntRangeSlider(description='√area', value=(0, 1), max=1, **box(330))
     self.measure, self.range = W.Dropdown(description='', **box(105)), W.FloatRangeSlider(value=(0, 1), max=1, step=.01, readout_format='.2f', **box(430))
     self.summary, self.heads = W.Label(), W.HBox(layout=W.Layout(width='545px')).add_class('egoexo-head')
@@ -648,11 +648,11 @@ def _listen(self:ResultExplorer):
 def load(self:ResultExplorer):
     "The table of the chosen runs, and what can be filtered in it"
     with self.hold():
-        if self.against.value==self.run.value: self.against.value = None
+        if self.against.value==self.run.value: self.against.value = ''
         self.table = result_table(*self.pair)
-        self.widths = WIDTHS['two' if self.against.value else None]
+        self.widths = WIDTHS['two' if self.against.value else 'one']
         self.differ.disabled = not self.against.value
-        offer(self.take, [('all', None), *((t if len(t)<=24 else t[:8]+'…', t) for t in sorted(self.table['take'].unique()))])
+        offer(self.take, [('all', ''), *((t if len(t)<=24 else t[:8]+'…', t) for t in sorted(self.table['take'].unique()))])
         measures = [m for m in MEASURES if m in self.table]
         offer(self.measure, [(MEASURES[m], m) for m in measures])
         if self.order[0] not in self.table: self.order = measures[0], True
@@ -672,8 +672,8 @@ def _head(self:ResultExplorer, column:str, width:int):
 def narrow(self:ResultExplorer):
     "Offer the objects of the chosen take"
     with self.hold():
-        here = self.table if self.take.value is None else self.table[self.table['take']==self.take.value]
-        offer(self.object, [('all', None), *((o, o) for o in sorted(here['object'].unique()))])
+        here = self.table if self.take.value=='' else self.table[self.table['take']==self.take.value]
+        offer(self.object, [('all', ''), *((o, o) for o in sorted(here['object'].unique()))])
     self.rescale()
 
 @patch
@@ -691,7 +691,7 @@ def filter(self:ResultExplorer):
     t, (low, high) = self.table, self.range.value
     keep = t.side.between(*self.side.value)
     for column, control in (('take', self.take), ('object', self.object), ('exists_gt', self.exists)):
-        if control.value is not None: keep &= t[column]==control.value
+        if control.value!='': keep &= t[column]==control.value
     self.passing = t[keep]
     full = (low, high)==(self.range.min, self.range.max)
     self.sort(*self.order, self.passing if full else self.passing[self.passing[self.measure.value].between(low-1e-9, high+1e-9)])
