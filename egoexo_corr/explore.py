@@ -205,7 +205,7 @@ def caption_strip(
 ) -> np.ndarray:  # uint8 [H, W, 3]
     "Lines of text as a picture"
     strip = Screen(width, 14+16*(text.count('\n')+1))
-    strip.figure.text(.008, .5, text, va='center', fontsize=9, family='monospace' if mono else None, parse_math=False)
+    strip.figure.text(.008, .5, text, va='center', fontsize=8 if mono else 9, family='monospace' if mono else None, parse_math=False)
     pixels = strip.pixels()
     strip.close()
     return pixels
@@ -256,6 +256,12 @@ def picture(self:Explorer): # A PIL image
     return Image.fromarray(stack([caption_strip(self.caption, max(p.shape[1] for p in pictures)), *pictures]))
 
 @patch
+def still(self:Explorer): # An IPython image
+    "The current view as a small JPEG, for a notebook that is read"
+    from IPython.display import Image
+    with io.BytesIO() as jpeg: self.picture().save(jpeg, 'JPEG', quality=82); return Image(jpeg.getvalue())
+
+@patch
 def pictures(self:Explorer) -> list: "The parts of the current view, from top to bottom"; return [s.pixels() for s in self.screens]
 
 @patch
@@ -281,8 +287,7 @@ def save_csv(self:Explorer, path:str|Path=None) -> Path: # By default named by w
 
 @patch
 def _repr_mimebundle_(self:Explorer, **kwargs) -> dict:
-    bundle = W.VBox._repr_mimebundle_(self, **kwargs)
-    with io.BytesIO() as png: self.picture().save(png, 'PNG', optimize=True); return {**bundle, 'image/png': base64.b64encode(png.getvalue()).decode()}
+    return {**W.VBox._repr_mimebundle_(self, **kwargs), 'image/jpeg': base64.b64encode(self.still().data).decode()}
 
 # %% ../nbs/10_explore.ipynb #cell033
 EXISTS = {'visible': '#007a5a', 'not visible': '#b34700', 'not annotated': '#666666'} # In the destination; colours of titles
@@ -1085,7 +1090,8 @@ def _tell(self:MatchExplorer):
 @patch
 def pictures(self:MatchExplorer) -> list:
     "Both views, and the heads beside the top five"
-    text = self.selection.head(5).to_string(index=False, float_format='{:.3f}'.format) if len(self.selection) else ''
+    top = self.selection.head(5).drop(columns=[] if self.scene.truths else 'iou')
+    text = top.to_string(index=False, float_format='{:.3f}'.format) if len(top) else ''
     beside = caption_strip(text, 1110-self.gaze.pixels().shape[1], mono=True)
     fill = np.pad(beside, ((0, len(self.gaze.pixels())-len(beside)), (0, 0), (0, 0)), constant_values=255)
     return [self.views.pixels(), np.concatenate([self.gaze.pixels(), fill], 1)]
