@@ -82,6 +82,7 @@ class Pasted(Artist):
 # %% ../nbs/10_explore.ipynb #cell013
 GREY, BLANK = 232, np.full((1, 1, 3), 255, np.uint8) # Of a frame without a picture; what an empty panel shows
 
+# %% ../nbs/10_explore.ipynb #cell014
 class Panel:
     "A picture under a title, in a part of a screen"
     def __init__(self,
@@ -119,7 +120,7 @@ class Panel:
         (h, w), (y, x) = self.image.pixels.shape[:2], (int(event.ydata), int(event.xdata))
         return (y, x) if 0<=y<h and 0<=x<w else None
 
-# %% ../nbs/10_explore.ipynb #cell016
+# %% ../nbs/10_explore.ipynb #cell017
 @lru_cache(64)
 def _frame(root:Path, take:str, camera:str, frame:int, fit) -> np.ndarray:
     image = load_frame(root, take, camera, frame)
@@ -139,7 +140,7 @@ def frame_picture(
     plain = fit(size or {'ego': (704, 704), 'exo': (540, 960)}[view_of(camera)])
     return np.full((*plain, 3), GREY, np.uint8), note
 
-# %% ../nbs/10_explore.ipynb #cell019
+# %% ../nbs/10_explore.ipynb #cell020
 def closer_look(
     image:np.ndarray,    # uint8 [H, W, 3], a whole frame
     rles,                # Masks to come close to; the whole frame is shown if all are empty
@@ -161,7 +162,7 @@ def closer_look(
     drawn = draw_masks(image[part], [rle_encode(rle_decode(r)[part]) for r in rles], colors, alpha, 1)
     return cv2.resize(drawn, (width, height), interpolation=cv2.INTER_CUBIC)
 
-# %% ../nbs/10_explore.ipynb #cell022
+# %% ../nbs/10_explore.ipynb #cell023
 @lru_cache(4096)
 def _runs_at(counts:str, size:tuple, wanted:tuple) -> Runs:
     "The runs of an RLE at another size, kept for the next look"
@@ -181,6 +182,7 @@ def index_map(
         out[y0:y1,x0:x1][runs_window(runs, window).T.astype(bool)] = i
     return out
 
+# %% ../nbs/10_explore.ipynb #cell024
 def paint_map(
     image:np.ndarray,    # uint8 [H, W, 3]
     index:np.ndarray,    # int [H, W], as of `index_map`
@@ -197,7 +199,7 @@ def paint_map(
     out[there] = (image[there]*(1-weight) + flat*weight).round()
     return out
 
-# %% ../nbs/10_explore.ipynb #cell026
+# %% ../nbs/10_explore.ipynb #cell028
 def caption_strip(
     text:str,     # One line or more
     width:int,    # Pixels
@@ -217,7 +219,7 @@ def stack(
     width = max(p.shape[1] for p in pictures)
     return np.concatenate([np.pad(p, ((0, 0), (0, width-p.shape[1]), (0, 0)), constant_values=255) for p in pictures])
 
-# %% ../nbs/10_explore.ipynb #cell028
+# %% ../nbs/10_explore.ipynb #cell030
 class Explorer(W.VBox):
     "What the explorers share: next and previous, export, and a picture for where widgets cannot run"
     def __init__(self,
@@ -247,7 +249,7 @@ class Explorer(W.VBox):
             except EgoExoError as e: self.status.value = str(e)
         for c in controls: c.observe(changed, 'value')
 
-# %% ../nbs/10_explore.ipynb #cell029
+# %% ../nbs/10_explore.ipynb #cell031
 @patch
 def picture(self:Explorer): # A PIL image
     "The current view, with a caption"
@@ -277,6 +279,7 @@ def save_png(self:Explorer, path:str|Path=None) -> Path: # By default named by w
     self.status.value = f'saved {path.name}'
     return path
 
+# %% ../nbs/10_explore.ipynb #cell032
 @patch
 def save_csv(self:Explorer, path:str|Path=None) -> Path: # By default named by what is seen, in the current folder
     "Save the current selection as CSV"
@@ -289,7 +292,7 @@ def save_csv(self:Explorer, path:str|Path=None) -> Path: # By default named by w
 def _repr_mimebundle_(self:Explorer, **kwargs) -> dict:
     return {**W.VBox._repr_mimebundle_(self, **kwargs), 'image/jpeg': base64.b64encode(self.still().data).decode()}
 
-# %% ../nbs/10_explore.ipynb #cell033
+# %% ../nbs/10_explore.ipynb #cell036
 EXISTS = {'visible': '#007a5a', 'not visible': '#b34700', 'not annotated': '#666666'} # In the destination; colours of titles
 
 def take_pairs(
@@ -308,7 +311,7 @@ def take_pairs(
         rows.append((take, name, source, dest, int(frame), exists))
     return pd.DataFrame(rows, columns=[*PAIR, 'exists'])
 
-# %% ../nbs/10_explore.ipynb #cell035
+# %% ../nbs/10_explore.ipynb #cell038
 class PairExplorer(Explorer):
     "The pairs of a root: masks, proposals and neighbours in both views"
     def __init__(self,
@@ -341,7 +344,7 @@ class PairExplorer(Explorer):
         frame = 'no pair' if self.row is None else f'frame {self.row.frame}'
         return f'{self.take.label} · {self.object.value} · {self.cameras.label or "no cameras"} · {frame}'
 
-# %% ../nbs/10_explore.ipynb #cell036
+# %% ../nbs/10_explore.ipynb #cell039
 @patch
 def _controls(self:PairExplorer, direction:str):
     "Make the controls and lay them out"
@@ -361,7 +364,7 @@ def _controls(self:PairExplorer, direction:str):
     self.children = [W.HBox([self.take, self.object, self.cameras, self.direction]), W.HBox([self.play, self.frame, self.place, self.with_proposals, self.neighbours]),
                      *self.screens, W.HBox([self.buttons, self.status])]
 
-# %% ../nbs/10_explore.ipynb #cell038
+# %% ../nbs/10_explore.ipynb #cell041
 def offer(
     control, # With options
     options  # Values, or (label, value)
@@ -390,7 +393,7 @@ def fill(self:PairExplorer):
         self.frame.disabled = self.play.disabled = last==0
     self.draw()
 
-# %% ../nbs/10_explore.ipynb #cell040
+# %% ../nbs/10_explore.ipynb #cell043
 @patch
 def draw(self:PairExplorer):
     "Draw the pair in view"
@@ -421,13 +424,14 @@ def _draw_dest(self:PairExplorer, row):
     self._show_dest(note)
     self._come_closer(self.closer[1], row, row.dest_cam, self.truth, PALETTE[2:3])
 
+# %% ../nbs/10_explore.ipynb #cell044
 @patch
 def _come_closer(self:PairExplorer, panel:Panel, row, camera:str, rles, colors):
     "Under an exo frame, a closer look at the object"
     if view_of(camera)=='ego' or not rles: panel.show(BLANK); return
     panel.show(closer_look(frame_picture(self.root, row['take'], camera, row.frame)[0], rles, colors, panel.room), 'closer')
 
-# %% ../nbs/10_explore.ipynb #cell041
+# %% ../nbs/10_explore.ipynb #cell045
 @patch
 def _read_proposals(self:PairExplorer, row):
     "The proposals of the destination, and how well each fits the truth"
@@ -457,7 +461,7 @@ def _draw_graph(self:PairExplorer, size:tuple[int,int]):
     for color, width in (('0.15', 2.2), ('white', .9)):
         self.dest.add(self.dest.ax.add_collection(LineCollection(np.stack([centres[i], centres[j]], 1), colors=color, linewidths=width), autolim=False))
 
-# %% ../nbs/10_explore.ipynb #cell043
+# %% ../nbs/10_explore.ipynb #cell047
 @patch
 def proposal_at(self:PairExplorer, event) -> int|None:
     "The proposal that an event of the screen is about"
@@ -488,7 +492,7 @@ def clicked(self:PairExplorer, event):
     if k is not None: self.status.value = self.name_proposal(k)
     self._show_dest(); self.screens[0].draw()
 
-# %% ../nbs/10_explore.ipynb #cell051
+# %% ../nbs/10_explore.ipynb #cell055
 @dataclass
 class RunMasks:
     "An evaluated run with the masks behind its scores"
@@ -518,7 +522,7 @@ def run_masks(
     scored = evaluate(truth, predictions, direction)
     return RunMasks(label, scored.observations, truth['annotations'], predictions[scored.direction.results_key]['results'], root and Path(root))
 
-# %% ../nbs/10_explore.ipynb #cell052
+# %% ../nbs/10_explore.ipynb #cell056
 def archived_masks(
     key:str # A key of `report.published()` whose predictions are archived
 ) -> RunMasks:
@@ -549,7 +553,7 @@ def open_masks(
     if isinstance(run, str) and run in published().index: return archived_masks(run)
     return trained_masks(run, split)
 
-# %% ../nbs/10_explore.ipynb #cell056
+# %% ../nbs/10_explore.ipynb #cell060
 MEASURES = {'iou': 'IoU', 'shape_acc': 'contour', 'location_score': 'location', 'confidence': 'confidence',
             'iou_a': 'IoU A', 'iou_b': 'IoU B', 'd_iou': 'Δ IoU'}
 
@@ -575,9 +579,10 @@ def text_rows(
         return text
     return [' '.join(line).replace(' ', '\u00a0') for line in zip(*(column(*c) for c in widths.items()))]
 
-# %% ../nbs/10_explore.ipynb #cell059
+# %% ../nbs/10_explore.ipynb #cell063
 PAGE, THUMBS = 100, 14 # Rows of the list at a time; pictures of the gallery
 
+# %% ../nbs/10_explore.ipynb #cell064
 class ResultExplorer(Explorer):
     "Runs pair by pair: distribution, filters, table, gallery, and where two runs differ"
     def __init__(self,
@@ -611,7 +616,7 @@ class ResultExplorer(Explorer):
     @property
     def caption(self) -> str: return f"{' against '.join(r.label for r in self.pair)} · {len(self.rows)} of {len(self.table)} pairs, by {self.order[0]} {'up' if self.order[1] else 'down'}"
 
-# %% ../nbs/10_explore.ipynb #cell060
+# %% ../nbs/10_explore.ipynb #cell065
 LIST_STYLE = '<style>.egoexo-list select, .egoexo-head button {font: 12px "DejaVu Sans Mono", Menlo, Consolas, monospace; padding: 0} .egoexo-head button {margin: 0; text-align: left; overflow: hidden; text-overflow: clip} .egoexo-list select {padding: 0 2px}</style>'
 WIDTHS = {'one': dict(take=8, object=18, dest_cam=10, frame=5, side=4, iou=4, shape_acc=7, location_score=8, confidence=5),
           'two': dict(take=8, object=18, dest_cam=10, frame=5, side=4, iou_a=6, iou_b=6, d_iou=6)}
@@ -636,6 +641,7 @@ def _controls(self:ResultExplorer):
     self.children = [W.HTML(LIST_STYLE), W.HBox([self.run, self.against, self.differ]), W.HBox([self.take, self.object, self.exists, self.side]), self.summary,
                      W.HBox([left, self.detail]), self.gallery, W.HBox([self.buttons, self.status])]
 
+# %% ../nbs/10_explore.ipynb #cell066
 @patch
 def _listen(self:ResultExplorer):
     "Connect controls and screens with what they do"
@@ -648,7 +654,7 @@ def _listen(self:ResultExplorer):
     self.gallery.hear(button_press=self.picked)
     self.chart.hear(button_press=self.drag, button_release=self.drop)
 
-# %% ../nbs/10_explore.ipynb #cell062
+# %% ../nbs/10_explore.ipynb #cell068
 @patch
 def load(self:ResultExplorer):
     "The table of the chosen runs, and what can be filtered in it"
@@ -673,6 +679,7 @@ def _head(self:ResultExplorer, column:str, width:int):
     button.on_click(lambda _: self.sort(column, not self.order[1] if self.order[0]==column else True))
     return button
 
+# %% ../nbs/10_explore.ipynb #cell069
 @patch
 def narrow(self:ResultExplorer):
     "Offer the objects of the chosen take"
@@ -689,7 +696,7 @@ def rescale(self:ResultExplorer):
         self.range.min = min(low, self.range.min); self.range.value = (low, 1.); self.range.min = low
     self.filter()
 
-# %% ../nbs/10_explore.ipynb #cell063
+# %% ../nbs/10_explore.ipynb #cell070
 @patch
 def filter(self:ResultExplorer):
     "Select the rows that pass every filter"
@@ -718,6 +725,7 @@ def sort(self:ResultExplorer,
     self._summarise(); self._draw_chart()
     self.at = 0; self._turn_page(); self.choose(0)
 
+# %% ../nbs/10_explore.ipynb #cell071
 @patch
 def show_differences(self:ResultExplorer):
     "Measure the difference of two runs, the largest ones first"
@@ -735,7 +743,7 @@ def choose(self:ResultExplorer,
     with self.hold(): self.list.value = at if len(self.rows) else None
     self._draw_detail(); self._draw_gallery()
 
-# %% ../nbs/10_explore.ipynb #cell065
+# %% ../nbs/10_explore.ipynb #cell073
 @patch
 def _turn_page(self:ResultExplorer):
     "Fill the list with the page of the chosen row"
@@ -762,6 +770,7 @@ def _draw_chart(self:ResultExplorer):
     self.curve.set_title(f'{MEASURES[measure]}, pairs; drag to select a range', fontsize=9, loc='left', pad=3)
     self.chart.draw()
 
+# %% ../nbs/10_explore.ipynb #cell074
 @patch
 def pictures(self:ResultExplorer) -> list:
     "Chart and list beside the chosen pair, and the gallery below"
@@ -775,7 +784,7 @@ def pictures(self:ResultExplorer) -> list:
     fill = lambda p: np.pad(p, ((0, height-len(p)), (0, 0), (0, 0)), constant_values=255)
     return [np.concatenate([fill(left), fill(right)], 1), self.gallery.pixels()]
 
-# %% ../nbs/10_explore.ipynb #cell067
+# %% ../nbs/10_explore.ipynb #cell076
 @patch
 def drag(self:ResultExplorer, event): "Begin a range"; self.press = event.xdata
 
@@ -794,7 +803,7 @@ def picked(self:ResultExplorer, event):
     at = self.at//THUMBS*THUMBS + place[0]//THUMB[0]*(THUMBS//2) + place[1]//THUMB[1]
     if at<len(self.rows): self.choose(at)
 
-# %% ../nbs/10_explore.ipynb #cell069
+# %% ../nbs/10_explore.ipynb #cell078
 TRUTH, RUNS = PALETTE[2], (PALETTE[0], PALETTE[1]) # Colours
 THUMB = 127, 158 # Height and width of a place in the gallery
 
@@ -825,6 +834,7 @@ def _masks_of(self:ResultExplorer, row):
     (source, truth, _), predicted = found[0], [f[2] for f in found]
     return source, [*([truth] if truth else []), *predicted], [*([TRUTH] if truth else []), *RUNS[:len(predicted)]]
 
+# %% ../nbs/10_explore.ipynb #cell079
 @patch
 def _frames_of(self:ResultExplorer, row, camera:str, rle, fit=tuple):
     "The picture of a frame, or a plain one of its mask's shape"
@@ -853,6 +863,7 @@ def name_row(self:ResultExplorer, row) -> str:
     "The scores of a row in words"
     return ', '.join(f'{MEASURES[m]} {row[m]:.2f}' for m in MEASURES if m in row and row[m]==row[m] and m not in ('shape_acc', 'location_score')) or 'no score'
 
+# %% ../nbs/10_explore.ipynb #cell080
 @patch
 def _draw_gallery(self:ResultExplorer):
     "The rows around the chosen one, each close to its object"
@@ -878,7 +889,7 @@ def _thumb(self:ResultExplorer, row) -> np.ndarray:
         self.made[key] = np.concatenate([small_text(text, (17, THUMB[1]-4)), look])
     return self.made[key]
 
-# %% ../nbs/10_explore.ipynb #cell083
+# %% ../nbs/10_explore.ipynb #cell094
 class Scene(NamedTuple):
     "Two frames as a matcher sees them"
     title:str
@@ -908,7 +919,7 @@ class PairScenes:
         return Scene(f'{take[:8]}, {source} → {dest}, frame {frame}', images, [here[n] for n in names], names, [seen.get(n) for n in names],
                      pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map))
 
-# %% ../nbs/10_explore.ipynb #cell084
+# %% ../nbs/10_explore.ipynb #cell095
 class PhotoScene:
     "Two photographs without annotation, as one scene; its objects are the proposals of the source"
     def __init__(self,
@@ -938,7 +949,7 @@ class PhotoScene:
         images, masks, descriptors, maps = zip(*self.sides)
         return Scene(self.title, images, masks[0], [f'proposal {k}' for k in range(len(masks[0]))], None, masks[1], *descriptors, maps)
 
-# %% ../nbs/10_explore.ipynb #cell088
+# %% ../nbs/10_explore.ipynb #cell099
 def heat_colors(
     values, # Numbers
     name='viridis'
@@ -959,7 +970,7 @@ def attention_picture(
     share = (large-large.min())/max(np.ptp(large), 1e-12)
     return (image.mean(2, keepdims=True)*.6*(1-share) + heat_colors(large[...,0], 'inferno')*share).round().astype(np.uint8)
 
-# %% ../nbs/10_explore.ipynb #cell091
+# %% ../nbs/10_explore.ipynb #cell102
 class MatchExplorer(Explorer):
     "What a matcher sees: the similarity of every proposal, the top five, and where each attention head looks"
     def __init__(self,
@@ -990,7 +1001,7 @@ class MatchExplorer(Explorer):
     def next(self): "The next object, and after the last the next frame"; self.step(1)
     def previous(self): "The object before"; self.step(-1)
 
-# %% ../nbs/10_explore.ipynb #cell092
+# %% ../nbs/10_explore.ipynb #cell103
 @patch
 def _controls(self:MatchExplorer):
     "Make the controls and lay them out"
@@ -1011,6 +1022,7 @@ def step(self:MatchExplorer, n:int):
     with self.hold(): self.frame.value = (self.frame.value+n) % len(self.scenes)
     self.load(0 if n>0 else -1)
 
+# %% ../nbs/10_explore.ipynb #cell104
 @patch
 def load(self:MatchExplorer, k:int=0):
     "Show a frame pair to the matcher, and ask for one of its objects"
@@ -1025,7 +1037,7 @@ def load(self:MatchExplorer, k:int=0):
         self.place.value = s.title
     self.ask()
 
-# %% ../nbs/10_explore.ipynb #cell093
+# %% ../nbs/10_explore.ipynb #cell105
 @patch
 def ask(self:MatchExplorer):
     "Ask for the chosen object: rank the proposals, and draw"
@@ -1046,6 +1058,7 @@ def _draw_source(self:MatchExplorer):
     if b is not None: image = draw_masks(image, [s.masks[b]], PALETTE[5:6], .55, 2)
     self.source.show(image, f'source: {s.names[b]}; click another mask to ask for it' if s.masks else 'source', note='' if s.masks else 'no mask here')
 
+# %% ../nbs/10_explore.ipynb #cell106
 @patch
 def _draw_dest(self:MatchExplorer):
     s, image = self.scene, self.plain[1]
@@ -1068,7 +1081,7 @@ def _draw_scale(self:MatchExplorer):
     self.scale.set_xticks([]); self.scale.yaxis.tick_right(); self.scale.tick_params(labelsize=8)
     self.scale.set_title('similarity', fontsize=8.5, loc='left')
 
-# %% ../nbs/10_explore.ipynb #cell094
+# %% ../nbs/10_explore.ipynb #cell107
 @property
 def _proposal_table(self:MatchExplorer) -> pd.DataFrame:
     "All proposals for the chosen object, the most similar first"
@@ -1096,6 +1109,7 @@ def pictures(self:MatchExplorer) -> list:
     fill = np.pad(beside, ((0, len(self.gaze.pixels())-len(beside)), (0, 0), (0, 0)), constant_values=255)
     return [self.views.pixels(), np.concatenate([self.gaze.pixels(), fill], 1)]
 
+# %% ../nbs/10_explore.ipynb #cell108
 @patch
 def look(self:MatchExplorer):
     "Where each head looks: the object in the destination, or the candidate in the source"
