@@ -8,7 +8,10 @@ problems = []
 for path in sorted(Path("nbs").rglob("*.ipynb")):
     if ".ipynb_checkpoints" in path.parts:
         continue
-    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    notebook = json.loads(path.read_text())
+    if "widgets" in notebook["metadata"]:
+        problems.append(f"{path}: holds the saved state of widgets")
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     outputs = [o for c in cells for o in c["outputs"]]
     if any(o["output_type"] == "error" for o in outputs):
         problems.append(f"{path}: shows an error")

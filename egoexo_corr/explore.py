@@ -631,8 +631,8 @@ def _controls(self:ResultExplorer):
     self.differ = W.Button(description='where they differ most', **{**box(180), 'style': {}})
     self.take, self.object = (W.Dropdown(description=d, options=[('all', '')], **box(w)) for d,w in (('take', 200), ('object', 240)))
     self.exists = W.Dropdown(description='in the destination', options=[('any', ''), ('visible', True), ('not visible', False)], **box(220))
-    self.side = W.IntRangeSlider(description='√area', value=(0, 1), max=1, **box(330))
-    self.measure, self.range = W.Dropdown(description='', **box(105)), W.FloatRangeSlider(value=(0, 1), max=1, step=.01, readout_format='.2f', **box(430))
+    self.side = W.IntRangeSlider(description='√area', value=(0, 1), max=1, continuous_update=False, **box(330))
+    self.measure, self.range = W.Dropdown(description='', **box(105)), W.FloatRangeSlider(value=(0, 1), max=1, step=.01, readout_format='.2f', continuous_update=False, **box(430))
     self.summary, self.heads = W.Label(), W.HBox(layout=W.Layout(width='545px')).add_class('egoexo-head')
     self.list = W.Select(rows=11, layout=W.Layout(width='540px', height='212px')).add_class('egoexo-list')
     turn = lambda text, n: (t := W.Button(description=text, layout=W.Layout(width='36px')), t.on_click(lambda _: self.choose((self.at//PAGE+n)*PAGE)))[0]
