@@ -422,7 +422,7 @@ def _draw_dest(self:PairExplorer, row):
     if self.with_proposals.value or self.neighbours.value: self._read_proposals(row)
     self.title = f"destination: {row.dest_cam}, {row.exists}" + (f', {rle_areas([truth])[0]:,} pixels' if truth else ''), EXISTS[row.exists]
     self._show_dest(note)
-    self._come_closer(self.closer[1], row, row.dest_cam, self.truth, PALETTE[2:3])
+    self._come_closer(self.closer[1], row, row.dest_cam, self.truth, PALETTE[2:3][:len(self.truth)])
 
 # %% ../nbs/10_explore.ipynb #cell044
 @patch
@@ -445,7 +445,7 @@ def _read_proposals(self:PairExplorer, row):
 def _show_dest(self:PairExplorer, note:str=''):
     image = self.plain
     if self.index is not None and self.with_proposals.value: image = paint_map(image, self.index, PALETTE[np.arange(len(self.proposals))%len(PALETTE)])
-    image = draw_masks(image, self.truth, PALETTE[2:3], 0 if self.index is not None else .4, 3)
+    image = draw_masks(image, self.truth, PALETTE[2:3][:len(self.truth)], 0 if self.index is not None else .4, 3)
     if self.pinned is not None: image = draw_masks(image, [self.proposals.rles[self.pinned]], [(255, 255, 255)], .25, 3)
     self.dest.show(image, *self.title, note=note)
     if self.neighbours.value and self.proposals: self._draw_graph(image.shape[:2])
