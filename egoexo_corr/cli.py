@@ -318,7 +318,7 @@ def run_notebook(
         if heading!=place[-1]: print(f'{time.monotonic()-began:5.0f} s  {cell_index/len(headings):4.0%}  {heading}', flush=True); place.append(heading)
     client = NotebookClient(notebook, timeout=timeout, kernel_name='python3', on_cell_execute=on_start,
                             resources={'metadata': {'path': str(path.parent)}}, extra_arguments=['--log-level=CRITICAL'])
-    try: client.execute(env={**os.environ, **(env or {})})
+    try: client.execute(env={'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, **(env or {})})
     except CellExecutionError as e: raise EgoExoError(f'{path.name} stopped under “{place[-1]}”: {e.ename}: {e.evalue}') from None
     html, _ = HTMLExporter().from_notebook_node(notebook)
     with atomic_path(page) as tmp: tmp.write_text(html, encoding='utf-8')
