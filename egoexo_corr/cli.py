@@ -99,11 +99,11 @@ def egoexo_pairs(
     counts = _listed(count, int)
     print(write_pairs(root, direction, _listed(splits), ratio, counts[0] if counts and len(counts)==1 else counts, balanced, seed).to_string(index=False))
 
-# %% ../nbs/11_cli.ipynb #cell019
-def _proposed(root, name, proposer, direction, splits, shard, strict):
+# %% ../nbs/11_cli.ipynb #07e466f0
+def _proposed(root, name, proposer, direction, splits, shard, strict, workers):
     "Run a proposer over the frames of the pairs"
     from egoexo_corr.proposals import proposal_frames, propose
-    return propose(root, proposal_frames(root, direction, splits), proposer, name, tuple(_listed(shard, int)), strict)
+    return propose(root, proposal_frames(root, direction, splits), proposer, name, tuple(_listed(shard, int)), strict, workers)
 
 def _export(root, name, direction, splits, export, coco):
     "Write a store in other people's formats"
@@ -113,7 +113,7 @@ def _export(root, name, direction, splits, export, coco):
         for split in splits: print(f"{export_reference(root, split, d, name)} frames written as the reference's masks: {split}, {d}")
     if coco: print(f'{export_coco(root, coco, name)} proposals written to {coco}')
 
-# %% ../nbs/11_cli.ipynb #cell020
+# %% ../nbs/11_cli.ipynb #bfb0a838
 @call_parse
 @_one_line_errors
 def egoexo_proposals(
@@ -133,6 +133,7 @@ def egoexo_proposals(
     export:store_true=False,     # Write Masks_* folders
     coco:str=None,               # Write this COCO JSON
     shard:str='0,1',             # i,n: do the i-th of n parts
+    workers:int=1,               # Processes that share it, one thread each; without a GPU, as many as there are cores
     strict:store_true=False      # Stop at the first problem
 ):
     "Find candidate masks in the destination frames of a root's pairs"
@@ -142,7 +143,7 @@ def egoexo_proposals(
     if reference: runs = [import_reference(root, split, d, name, strict) for d in ([direction] if direction else list(Direction)) for split in splits]
     else:
         proposer = GroundTruthProposer(root) if truth else Proposer(weights, imgsz, conf, iou, max_det, batch, device)
-        runs = [_proposed(root, name, proposer, direction, splits, shard, strict)]
+        runs = [_proposed(root, name, proposer, direction, splits, shard, strict, workers)]
     print(*runs, sep='\n', flush=True)
     _export(root, name, direction, splits, export, coco)
     if any(run.problems for run in runs): sys.exit('error: not every frame has proposals')

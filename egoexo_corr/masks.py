@@ -47,20 +47,13 @@ def parse_counts(
     if runs.min()<0: raise MaskError('RLE counts hold a negative run')
     return runs
 
-# %% ../nbs/01_masks.ipynb #cell017
+# %% ../nbs/01_masks.ipynb #0b83db3c
 def format_counts(
     runs # Run lengths: background, object, background, …
 ) -> str: # COCO's compressed counts
     "The compressed text of run lengths"
-    runs, text = [int(r) for r in runs], []
-    for i,value in enumerate(runs):
-        if i>2: value -= runs[i-2]
-        while True:
-            digit, value = value & 31, value >> 5
-            more = value != (-1 if digit & 16 else 0)
-            text.append(chr(48 + digit + 32*more))
-            if not more: break
-    return ''.join(text)
+    from pycocotools import mask as coco
+    return coco.frPyObjects({'size': [1, int(np.sum(runs))], 'counts': runs}, 0, 0)['counts'].decode()
 
 # %% ../nbs/01_masks.ipynb #cell020
 MAX_PIXELS = 2**27 # A mask over this is refused; the largest in Ego-Exo4D has 2160·3840 < 2**23

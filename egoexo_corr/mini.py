@@ -12,20 +12,19 @@ __all__ = ['FACES', 'COLORS', 'SYLLABLES', 'PROFILES', 'BARS', 'STEEL', 'KINDS',
            'paint_room', 'add_room', 'add_light', 'add_racks', 'choose_things', 'add_things', 'add_rod', 'add_egg',
            'add_hand', 'add_person', 'add_cameras', 'Stage', 'bend_arm', 'Eyes', 'camera_look', 'develop',
            'write_video', 'TakePlan', 'film', 'choose_annotated', 'annotate', 'take_entry', 'make_take', 'plans',
-           'share', 'write_index', 'make_release', 'training_frames', 'write_frames_share', 'write_training_frames']
+           'write_index', 'make_release', 'training_frames', 'write_frames_share', 'write_training_frames']
 
-# %% ../nbs/04_mini.ipynb #cell004
+# %% ../nbs/04_mini.ipynb #5ad94be9
 import os, shutil, sys, uuid
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import lru_cache
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
-from .core import ArgumentError, DataError, EgoExoError, atomic_path, read_json, view_of, write_json
+from .core import ArgumentError, DataError, EgoExoError, atomic_path, read_json, share, view_of, write_json
 from .masks import encode_annotation, rle_areas, rle_boxes, rle_encode
 
 if sys.platform.startswith('linux'): os.environ.setdefault('MUJOCO_GL', 'osmesa')
@@ -977,20 +976,6 @@ def plans(seed:int, takes, seconds:int) -> list[TakePlan]: # `takes`: how many o
     if len(takes)!=3 or min(takes)<0 or not sum(takes): raise ArgumentError(f'takes must be three whole numbers (train, val, test), not all 0: {takes!r}')
     if seconds<1 or seed<0: raise ArgumentError(f'seconds must be at least 1 and the seed at least 0, not {seconds!r} and {seed!r}')
     return [TakePlan(seed, split, i, -(-seconds//PACE[split])) for split,n in zip(SPLITS, takes) for i in range(n)]
-
-# %% ../nbs/04_mini.ipynb #cell121
-def share(
-    f,           # A function of this module
-    arguments,   # A list of tuples
-    workers:int  # Processes; with 1 it all runs in this one
-):
-    "`f(*a)` for each of `arguments`, in order"
-    if workers<1: raise ArgumentError(f'workers must be at least 1, not {workers!r}')
-    if workers==1: yield from (f(*a) for a in arguments); return
-    with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
-        jobs = [pool.submit(f, *a) for a in arguments]
-        try: yield from (job.result() for job in jobs)
-        finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/04_mini.ipynb #cell123
 def write_index(out:Path, todo:list[TakePlan]):

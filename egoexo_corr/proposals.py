@@ -9,7 +9,7 @@ __all__ = ['WEIGHTS', 'WHERE', 'OFFICIAL', 'OURS', 'COLUMNS', 'READ', 'MAX_BYTES
            'export_reference', 'read_reference', 'ReferenceProposer', 'import_reference', 'export_coco', 'best_iou',
            'recall', 'crop_around', 'compress', 'outline', 'cut_tile', 'write_tiles', 'train_fastsam', 'save_fastsam']
 
-# %% ../nbs/05_proposals.ipynb #cell004
+# %% ../nbs/05_proposals.ipynb #5cd597ae
 import json, logging, os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import egoexo_corr
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, sha256, view_of, write_json
+from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, sha256, share, view_of, write_json
 from .dataset import SPLITS, Annotations, frames_of, load_frame, pairs_path, read_pairs
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_decode, rle_from_runs, rle_iou, rle_resize
 
@@ -346,7 +346,7 @@ def proposal_frames(
     parts = [frames_of(read_pairs(pairs_path(root, s, d), d), 'dest') for d in ways for s in splits]
     return pd.concat(parts).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
-# %% ../nbs/05_proposals.ipynb #cell063
+# %% ../nbs/05_proposals.ipynb #fd8be474
 class ProposalRun:
     "What a run did: files, frames, proposals, problems"
     def __init__(self,
@@ -358,6 +358,10 @@ class ProposalRun:
         "Note a problem, or raise it if strict"
         if self.strict: raise problem
         self.problems.append(problem)
+
+    def add(self, other:'ProposalRun'):
+        "Count what another process did"
+        for k in ('files', 'frames', 'proposals', 'kept', 'problems'): setattr(self, k, getattr(self, k)+getattr(other, k))
 
     def __str__(self):
         n = len(self.problems)
@@ -391,20 +395,31 @@ def _complete(path:Path, take:str, camera:str, wanted, proposer, root, run:Propo
     if made: write_proposals(path, take, camera, {**frames, **made}, proposer.settings)
     run.files += bool(made or frames); run.frames += len(made); run.proposals += sum(map(len, made.values()))
 
-# %% ../nbs/05_proposals.ipynb #cell065
+# %% ../nbs/05_proposals.ipynb #cb67a223
+def _propose_part(*arguments) -> ProposalRun:
+    "`propose` in a process of its own, where a second thread would only wait for the first"
+    import torch
+    torch.set_num_threads(1)
+    return propose(*arguments)
+
 def propose(
     root:str|Path,       # A root
     frames:pd.DataFrame, # take, camera, frame (`proposal_frames`)
     proposer,            # `Proposer` or `GroundTruthProposer`
     name:str='fastsam',  # Of the store: `root/proposals/<name>`
     shard=(0, 1),        # (i, n): do the i-th of n parts
-    strict:bool=False    # Stop at the first problem
+    strict:bool=False,   # Stop at the first problem
+    workers:int=1        # Processes, each with one thread, that share the work
 ) -> ProposalRun:        # What was done and what went wrong; its text is the summary
     "Fill a store with the proposals of frames; goes on where an earlier run was stopped"
     from tqdm import tqdm
     if not 0<=shard[0]<shard[1]: raise ArgumentError(f'a shard is (i, n) with 0 ≤ i < n, not {tuple(shard)}')
     run = ProposalRun(inside(Path(root)/'proposals', name), strict)
     _check_settings(run.folder, proposer.settings)
+    if workers!=1:
+        parts = [(root, frames, proposer, name, (shard[0]+k*shard[1], workers*shard[1]), strict) for k in range(workers)]
+        for part in share(_propose_part, parts, workers): run.add(part)
+        return run
     run.folder.mkdir(parents=True, exist_ok=True)
     cameras = [(k, sorted(map(int, g.frame))) for k,g in frames.groupby(['take', 'camera'])][shard[0]::shard[1]]
     with tqdm(total=sum(len(f) for _,f in cameras), unit='frame', disable=None) as bar:
