@@ -47,13 +47,14 @@ def parse_counts(
     if runs.min()<0: raise MaskError('RLE counts hold a negative run')
     return runs
 
-# %% ../nbs/01_masks.ipynb #0b83db3c
+# %% ../nbs/01_masks.ipynb #72d768f5
 def format_counts(
     runs # Run lengths: background, object, background, …
 ) -> str: # COCO's compressed counts
-    "The compressed text of run lengths"
+    "The compressed text of run lengths; `MaskError` if one is no number of pixels"
     from pycocotools import mask as coco
-    return coco.frPyObjects({'size': [1, int(np.sum(runs))], 'counts': runs}, 0, 0)['counts'].decode()
+    if not len(runs) or np.min(runs)<0 or np.max(runs)>=2**32: raise MaskError('the runs of an RLE must be whole numbers from 0 to 2**32-1, and at least one')
+    return coco.frPyObjects({'size': [1, 1], 'counts': runs}, 0, 0)['counts'].decode()
 
 # %% ../nbs/01_masks.ipynb #cell020
 MAX_PIXELS = 2**27 # A mask over this is refused; the largest in Ego-Exo4D has 2160·3840 < 2**23
