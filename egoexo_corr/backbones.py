@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'BACKBONES', 'FORMAT', 'Spec', 'backbone_spec', 'find_weights', 'read_state', 'match_by_position',
-           'match_by_name', 'Backbone', 'side_by_side', 'levels_at', 'build', 'load', 'differences', 'all_finite',
-           'FeatureStore', 'used_frames', 'Extraction', 'this_process', 'over_cameras', 'extract', 'fingerprint',
-           'describe_camera', 'describe_all']
+           'match_by_name', 'Backbone', 'side_by_side', 'levels_at', 'build', 'fold_batch_norms', 'load', 'differences',
+           'all_finite', 'FeatureStore', 'used_frames', 'Extraction', 'this_process', 'over_cameras', 'extract',
+           'fingerprint', 'describe_camera', 'describe_all']
 
 # %% ../nbs/06_backbones.ipynb #cell004
 import hashlib, importlib.util, json, sys
@@ -224,7 +224,21 @@ def build(
     try: return timm.create_model(spec.model, dynamic_img_size=True)
     except TypeError: return timm.create_model(spec.model)
 
-# %% ../nbs/06_backbones.ipynb #cell034
+# %% ../nbs/06_backbones.ipynb #1a5dafc2
+def fold_batch_norms(
+    model # Frozen, changed in place; its layers must follow each other in the order in which they are listed
+):
+    "Make batch normalisations part of the convolutions before them"
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+    for module in list(model.modules()):
+        layers = list(module.named_children())
+        for (before, conv), (name, norm) in zip(layers, layers[1:]):
+            if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, name, getattr(norm, 'act', torch.nn.Identity()))
+
+# %% ../nbs/06_backbones.ipynb #398dce30
 def load(
     name:str,              # A name in `BACKBONES`, or any that timm knows
     weights:str|Path=None, # A local file; by default from where the registry says; 'random' for none at all
@@ -245,6 +259,7 @@ def load(
         except DataError as e: raise e.at(file=path) from None
         model.load_state_dict(state, strict=False)
     backbone = Backbone(spec, model.to(device), sha256(path) if path else 'random', scale)
+    if name in BACKBONES: fold_batch_norms(backbone.model)
     backbone.check_map()
     return backbone
 
