@@ -507,13 +507,13 @@ def over_cameras(
             total = Extraction(total.made+done.made, total.kept+done.kept, total.failed+done.failed)
     return total.gathered()
 
-# %% ../nbs/06_backbones.ipynb #cell090
+# %% ../nbs/06_backbones.ipynb #460f0fa2
 def extract(
     root:str|Path,       # A root with frames and pair files
     backbone:Backbone,   # From `load`
     direction:str=None,  # Frames of the pairs of 'exo2ego' or 'ego2exo'; both by default
     splits=SPLITS,       # Of these splits
-    batch_size:int=4,    # Frames at a time
+    batch_size:int=1,    # Frames at a time; more are for a GPU, on a CPU they only leave the cache
     workers:int=2,       # Threads that decode frames
     strict:bool=False    # Stop at the first frame that cannot be done
 ) -> Extraction:         # Over all processes
@@ -532,7 +532,7 @@ def fingerprint(
     "What tells one list of masks from another"
     return hashlib.sha256(json.dumps([[*map(int, r['size']), r['counts']] for r in rles]).encode()).hexdigest()[:16]
 
-# %% ../nbs/06_backbones.ipynb #cell104
+# %% ../nbs/06_backbones.ipynb #de3086e3
 @patch
 def is_current(self:FeatureStore,
     kind:str,   # What the descriptors are of
@@ -542,7 +542,8 @@ def is_current(self:FeatureStore,
 ) -> bool:
     "Whether the descriptors of exactly these masks are there"
     if not _present(self, kind, take, camera): return False
-    return self.open_file(kind, take, camera)[1].get('masks')=={str(f): fingerprint(m.values()) for f, m in masks.items()}
+    there = self.open_file(kind, take, camera)[1].get('masks', {})
+    return all(there.get(str(f))==fingerprint(m.values()) for f, m in masks.items())
 
 @patch
 def names(self:FeatureStore, kind:str, take:str, camera:str, frame:int) -> list[str]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEADS', 'describe', 'project_descriptors', 'pool_tokens', 'CrossAttention', 'OMaMa', 'Match',
-           'matching_loss', 'best_candidate', 'grid_of', 'resize_positions', 'existence_loss', 'Candidates',
+           'matching_loss', 'best_candidate', 'grid_of', 'resize_positions', 'existence_loss', 'ask_back', 'Candidates',
            'false_negatives', 'sample_candidates']
 
 # %% ../nbs/07_omama.ipynb #cell004
@@ -438,6 +438,39 @@ def existence_loss(
 ) -> Tensor:       # A number
     "Mean cross-entropy of whether the object is there"
     return F.cross_entropy(logits.float(), (visible>0).long())
+
+# %% ../nbs/07_omama.ipynb #6663c5a3
+@patch
+def calibrate(self:OMaMa,
+    logit:Tensor,  # float64 [N], log-odds that the object is there, by `existence` as it is now
+    visible:Tensor # bool [N], whether it was
+):
+    "Draw the line of `existence` anew; it stays if only absent or only visible objects are given"
+    if visible.all() or not visible.any(): return
+    y, spread = visible.double(), logit.std()+1e-6
+    x, weight = (logit-logit.mean())/spread, y/y.mean() + (1-y)/(1-y.mean())
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([line], max_iter=200, line_search_fn='strong_wolfe')
+    def loss():
+        optimizer.zero_grad()
+        value = F.binary_cross_entropy_with_logits(x*line[0]+line[1], y, weight) + 1e-4*line.square().sum()
+        value.backward()
+        return value
+    optimizer.step(loss)
+    scale = (line[0]/spread).clamp(min=1e-2).item()
+    offset, (threshold, sharpness) = line[1].item()-scale*logit.mean().item(), self.nothing.tolist()
+    with torch.no_grad(): self.nothing.copy_(torch.tensor([threshold-.07*offset/scale/sharpness, sharpness*scale]))
+
+# %% ../nbs/07_omama.ipynb #4b632508
+def ask_back(
+    similarity:Tensor,   # [B, N], objects and candidates
+    rivals:Tensor,       # [R, N], other things of the source view and the same candidates
+    same:Tensor,         # bool [B, R], where a rival is the object itself, and so none
+    temperature:float=.07
+) -> Tensor:             # [B, N], similarities that are lower by temperature · −log of the probability that the candidate's match is the object
+    "Similarities after asking the candidates back"
+    asked = torch.cat([similarity[:,None], rivals.expand(len(similarity), -1, -1).masked_fill(same[...,None], -torch.inf)], 1)
+    return similarity + temperature*(asked/temperature).log_softmax(1)[:,0]
 
 # %% ../nbs/07_omama.ipynb #cell089
 class Candidates(NamedTuple):

@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'StoredFeatures', 'LiveFeatures', 'FramePair', 'proposals_
            'environment', 'open_run', 'first_matcher', 'training_pairs', 'existence_balance', 'Trainer', 'fit',
            'LiveCurve', 'run_scores', 'temporal_consistency']
 
-# %% ../nbs/08_training.ipynb #cell004
+# %% ../nbs/08_training.ipynb #0f852455
 import io, json, math, os, platform
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -29,9 +29,9 @@ from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, a
 from .dataset import GRIDS, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs, resize_image, sample_by_count
 from .masks import adjacency, box_iou, rle_boxes, rle_encode, rle_iou, rle_resize
 from .metrics import evaluate
-from .omama import WIDTH, Match, OMaMa, describe, matching_loss, sample_candidates
+from .omama import WIDTH, Match, OMaMa, ask_back, describe, matching_loss, sample_candidates
 
-# %% ../nbs/08_training.ipynb #cell010
+# %% ../nbs/08_training.ipynb #36d6702f
 class _Features:
     "What stored and live features have in common"
     def __init__(self, source, made_with:dict, pool:dict|None):
@@ -49,8 +49,8 @@ class _Features:
 
     def map(self, take:str, camera:str, frame:int) -> Tensor: # float32 [C, h, w]
         "A frame's tokens"
-        full = self.full_map(take, camera, frame)
-        return full if (n := self.pool[view_of(camera)])==1 else F.avg_pool2d(full, n)
+        full, n = self.full_map(take, camera, frame), self.pool[view_of(camera)]
+        return full if n==1 else full.unflatten(2, (-1, n)).unflatten(1, (-1, n)).mean((2, 4))
 
 # %% ../nbs/08_training.ipynb #cell012
 @contextmanager
@@ -131,7 +131,7 @@ class LiveFeatures(_Features):
         rles = [rle_resize(r, size) for r in masks.values()]
         return describe(self.full_map(take, camera, frame), rles, rle_boxes(rles), size, self.context(view_of(camera)))
 
-# %% ../nbs/08_training.ipynb #cell019
+# %% ../nbs/08_training.ipynb #21a0f52f
 class FramePair(NamedTuple):
     "The frames of two cameras, and the objects that are looked for"
     take:str
@@ -148,15 +148,19 @@ class FramePair(NamedTuple):
     iou:np.ndarray        # float64 [B, P], mask IoU of each ground truth with each proposal
     box_iou:np.ndarray    # float64 [B, P], the same of boxes
     neighbours:np.ndarray # bool [P, P], `masks.adjacency`
+    rivals:Tensor|None    # float32 [R, 2C], descriptors of the source view's proposals, if they are wanted
+    rival_iou:np.ndarray  # float64 [B, R], mask IoU of each object with each of them
 
     @property
     def visible(self) -> np.ndarray: "bool [B]"; return self.truth>=0
+    @property
+    def sources(self) -> Tensor: "float32 [B+R, 2C], the objects and after them the rivals"; return self.source if self.rivals is None else torch.cat([self.source, self.rivals])
 
     def only(self,
         places # Which of the B objects
     ) -> 'FramePair':
         "The same frames, asked for fewer objects"
-        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'iou', 'box_iou')})
+        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'iou', 'box_iou', 'rival_iou')})
 
 # %% ../nbs/08_training.ipynb #cell021
 def proposals_name(
@@ -165,7 +169,7 @@ def proposals_name(
     "Which proposals they are, for the record, and for the descriptors that are kept of them"
     return getattr(proposals, '__name__', 'function') if callable(proposals) else proposals.folder.name
 
-# %% ../nbs/08_training.ipynb #cell023
+# %% ../nbs/08_training.ipynb #e365a286
 class FramePairs:
     "The pairs of a split, frame pair by frame pair"
     def __init__(self,
@@ -175,9 +179,10 @@ class FramePairs:
         features,               # `StoredFeatures` or `LiveFeatures`
         proposals,              # A `ProposalStore`, or a function of take, camera and frame that gives RLEs of one size
         pairs:pd.DataFrame=None,# Other pairs than those of the split's pair file
-        order:int=2             # Of the adjacency
+        order:int=2,            # Of the adjacency
+        rivals:bool=False       # Give the source view's proposals, too, to ask back (`omama.ask_back`)
     ):
-        self.root, self.direction, self.features, self.order = Path(root), Direction(direction), features, order
+        self.root, self.direction, self.features, self.order, self.rivals = Path(root), Direction(direction), features, order, rivals
         self.propose = proposals if callable(proposals) else lambda *where: proposals.read(*where).rles
         self.kind = f'proposals-{proposals_name(proposals)}'
         self.path = pairs_path(root, split, direction)
@@ -197,7 +202,7 @@ class FramePairs:
 
     def names(self, i:int) -> list[str]: "The objects that frame pair i asks for"; return self.pairs['object'].iloc[self.rows[i]].tolist()
 
-# %% ../nbs/08_training.ipynb #cell024
+# %% ../nbs/08_training.ipynb #a0b1ed48
 @patch
 def _keep_descriptors(self:FramePairs):
     "Have the descriptors of all masks of the split's frames; `DataError` for a frame without features"
@@ -210,25 +215,27 @@ def _keep_descriptors(self:FramePairs):
     used, sought = used_frames(self.root), used_frames(self.root, self.direction)
     for side, take, camera, frames in tqdm(todo, 'descriptors', unit='camera', disable=None, leave=False):
         self.features.keep('truth', take, camera, {*frames, *used.get((take, camera), ())}, self.objects)
-        if side=='dest': self.features.keep(self.kind, take, camera, {*frames, *sought.get((take, camera), ())}, self._named_proposals)
+        if side=='dest' or self.rivals: self.features.keep(self.kind, take, camera, {*frames, *(used if self.rivals else sought).get((take, camera), ())}, self._named_proposals)
 
 @patch
 def _named_proposals(self:FramePairs, take, camera, frame) -> dict: return dict(enumerate(self.propose(take, camera, frame)))
 
-# %% ../nbs/08_training.ipynb #cell025
+# %% ../nbs/08_training.ipynb #c4f3ec45
 @patch
 def overlaps(self:FramePairs,
     i:int # Which frame pair
-) -> tuple: # [B, P] mask IoU, [B, P] box IoU, [P, P] neighbours
-    "How each object's ground truth overlaps with the proposals, and which proposals are neighbours"
-    take, _, camera, frame = self.keys[i]
+) -> tuple: # [B, P] mask IoU, [B, P] box IoU, [P, P] neighbours, [B, R] mask IoU in the source view
+    "How each object's masks overlap with the proposals, and which proposals are neighbours"
+    take, source, camera, frame = self.keys[i]
     proposals, seen, names = self.propose(take, camera, frame), self.objects(take, camera, frame), self.names(i)
+    rivals = self.propose(take, source, frame) if self.rivals else []
+    here = [rle_resize(self.annotations.rle(take, o, source, frame), rivals[0]['size']) for o in names] if rivals else []
     iou, boxes = np.zeros((2, len(names), len(proposals)))
     there = [b for b,o in enumerate(names) if o in seen]
     if proposals and there:
         truths = [rle_resize(seen[names[b]], proposals[0]['size']) for b in there]
         iou[there], boxes[there] = rle_iou(truths, proposals), box_iou(rle_boxes(truths), rle_boxes(proposals))
-    return iou, boxes, adjacency(proposals, self.order)
+    return iou, boxes, adjacency(proposals, self.order), rle_iou(here, rivals) if rivals else np.zeros((len(names), 0))
 
 @patch
 def __getitem__(self:FramePairs, i:int) -> FramePair:
@@ -243,7 +250,9 @@ def __getitem__(self:FramePairs, i:int) -> FramePair:
     candidates = torch.cat([self.features.descriptors(self.kind, take, dest, frame, self._named_proposals(take, dest, frame)),
                             self.features.descriptors('truth', take, dest, frame, seen)[[list(seen).index(o) for o in there]]])
     maps = self.features.map(take, source, frame), self.features.map(take, dest, frame)
-    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, *self.overlaps(i))
+    rivals = self.features.descriptors(self.kind, take, source, frame, self._named_proposals(take, source, frame)) if self.rivals else None
+    iou, boxes, neighbours, rival_iou = self.overlaps(i)
+    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, iou, boxes, neighbours, rivals, rival_iou)
 
 # %% ../nbs/08_training.ipynb #cell035
 def cosine_scores(pair:FramePair) -> tuple[Tensor,Tensor]: # Similarity [B, P], confidence [B]
@@ -267,36 +276,43 @@ def _with_confidence(similarity:Tensor) -> tuple[Tensor,Tensor]:
     if not similarity.shape[1]: return similarity, similarity.new_zeros(len(similarity))
     return similarity, similarity.max(1).values.sigmoid()
 
-# %% ../nbs/08_training.ipynb #cell038
+# %% ../nbs/08_training.ipynb #7331f416
 def matcher_scores(
     matcher:OMaMa,
-    existence:bool=False # Confidence by `OMaMa.existence`, which must have been trained
+    existence:bool=False, # Confidence by `OMaMa.existence`, which must have been trained or calibrated
+    mutual:bool=False     # Ask back; the frame pairs must have rivals
 ):
     "Scores by a matcher"
     @torch.no_grad()
     def scores(pair:FramePair) -> tuple[Tensor,Tensor]:
         device = matcher.source_positions.device
-        source, dest, source_map, dest_map = (x.to(device) for x in (pair.source, pair.dest[:len(pair.proposals)], pair.source_map, pair.dest_map))
-        match = matcher.match(source[:,None], dest[None], source_map[None], dest_map[None])
-        similarity, confidence = _with_confidence(match.similarity.float().cpu())
-        return similarity, matcher.existence(match).float().softmax(1)[:,1].cpu() if existence and len(dest) else confidence
+        if mutual and pair.rivals is None: raise ArgumentError('this matcher asks back; take the frame pairs with rivals=True', take=pair.take, camera=pair.source_cam, frame=pair.frame)
+        sources = pair.sources if mutual else pair.source
+        source, dest, source_map, dest_map = (x.to(device) for x in (sources, pair.dest[:len(pair.proposals)], pair.source_map, pair.dest_map))
+        match, B = matcher.match(source[:,None], dest[None], source_map[None], dest_map[None]), len(pair.source)
+        asked = match.similarity.float().cpu()
+        if mutual: asked = ask_back(asked[:B], asked[B:], torch.from_numpy(pair.rival_iou>=.5))
+        similarity, confidence = _with_confidence(asked)
+        there = matcher.existence(match._replace(similarity=asked.to(device))).double().softmax(1)[:,1].cpu()
+        return similarity, there if existence and len(dest) else confidence
     return scores
 
-# %% ../nbs/08_training.ipynb #cell041
+# %% ../nbs/08_training.ipynb #735304cf
 class Answer(NamedTuple):
     "What is answered to a pair"
     row:int          # The pair, by its place in the table
     mask:dict        # RLE
     confidence:float
     loss:float       # Cross-entropy of the best proposal, 0 for an object that is not visible
+    visible:bool     # Whether the object is there
 
 def _answers(scores, pair:FramePair, size, temperature:float=.07) -> list[Answer]:
     "Answers to all pairs of a frame pair; the target of the loss is the proposal that overlaps most (SPEC 7)"
     similarity, confidence = scores(pair)
-    if not pair.proposals: return [Answer(int(r), rle_encode(np.zeros(size, bool)), 0., 0.) for r in pair.rows]
+    if not pair.proposals: return [Answer(int(r), rle_encode(np.zeros(size, bool)), 0., 0., bool(v)) for r, v in zip(pair.rows, pair.visible)]
     losses = F.cross_entropy(similarity/temperature, torch.from_numpy(pair.iou.argmax(1)), reduction='none')*torch.from_numpy(pair.visible)
     best = similarity.argmax(1).tolist()
-    return [Answer(int(row), pair.proposals[k], c, loss) for row, k, c, loss in zip(pair.rows, best, confidence.tolist(), losses.tolist())]
+    return [Answer(int(row), pair.proposals[k], c, loss, v) for row, k, c, loss, v in zip(pair.rows, best, confidence.tolist(), losses.tolist(), pair.visible.tolist())]
 
 def _prediction(pairs:FramePairs, answers:list[Answer]) -> dict:
     "Answers as SPEC 11 wants them"
@@ -334,10 +350,10 @@ def batches(
     cuts = [slice(k, k+batch_size) for k in range(0, len(which), batch_size)]
     return [[(int(i), place[c][which[c]==i]) for i in dict.fromkeys(which[c])] for c in cuts]
 
-# %% ../nbs/08_training.ipynb #cell048
+# %% ../nbs/08_training.ipynb #b9ca7007
 class Sample(NamedTuple):
     "What the matcher is shown of a frame pair in training"
-    pair:FramePair
+    pair:FramePair        # With no more rivals than there are to be
     index:Tensor  # int64 [B, n], the candidates' rows in `pair.dest`
     target:Tensor # int64 [B], where in a row of `index` the ground truth is
     valid:Tensor  # bool [B, n], `False` where there was nothing to put
@@ -346,14 +362,18 @@ def draw_sample(
     pair:FramePair,
     seed:int, epoch:int,
     n:int=32,             # Candidates of each object
-    keep_out:bool=False   # Keep proposals that are the object itself out of the negatives (SPEC 13)
+    keep_out:bool=False,  # Keep proposals that are the object itself out of the negatives (SPEC 13)
+    rivals:int=64         # Most rivals
 ) -> Sample:
-    "Candidates for each object of a frame pair"
+    "Candidates for each object of a frame pair, and the rivals that all its objects share"
     drawn = []
     for row, truth, iou, boxes in zip(pair.rows, pair.truth, pair.iou, pair.box_iou):
         same = iou>=.5 if keep_out and truth>=0 else None
         c = sample_candidates(pair.neighbours, boxes if truth>=0 else None, np.random.default_rng((seed, epoch, int(row))), n, same)
         drawn.append((np.where(c.index<0, max(truth, 0), c.index), c.target, c.valid))
+    if pair.rivals is not None:
+        kept = np.random.default_rng((seed, epoch, int(pair.rows[0]), 1)).permutation(len(pair.rivals))[:rivals]
+        pair = pair._replace(rivals=pair.rivals[kept], rival_iou=pair.rival_iou[:,kept])
     return Sample(pair, *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
 
 # %% ../nbs/08_training.ipynb #cell051
@@ -383,42 +403,59 @@ def _ahead(samples:Samples):
             if k+1<len(samples): coming.append(reader.submit(samples.__getitem__, k+1))
             yield sample
 
-# %% ../nbs/08_training.ipynb #cell054
+# %% ../nbs/08_training.ipynb #70c2e38a
 class Objective(nn.Module):
     "A matcher with its losses; gives the sums over pairs, so that shares of a batch can be added"
     def __init__(self,
         matcher:OMaMa,
         existence:float=0,    # Weight of the existence loss; 0 leaves `OMaMa.nothing` untrained
-        balance=(1., 1.),     # Weights of an absent and of a present object in it
+        mutual:float=0,       # Weight of the loss of asking back
+        balance=(1., 1.),     # Weights of an absent and of a present object in the existence loss
         temperature:float=.07
     ):
         super().__init__()
-        self.matcher, self.existence, self.temperature = matcher, existence, temperature
+        self.matcher, self.existence, self.mutual, self.temperature = matcher, existence, mutual, temperature
         self.register_buffer('balance', torch.tensor(balance, dtype=torch.float32), persistent=False)
         matcher.existence_head.requires_grad_(False); matcher.nothing.requires_grad_(existence>0)
 
-    def forward(self, samples:list[Sample]) -> Tensor: # [2], sums of matching and existence loss
+    def forward(self, samples:list[Sample]) -> Tensor: # [3], sums of the losses: matching, asking back, existence
         if samples: return sum(self.losses(s) for s in samples)
-        return sum(0*p.sum() for p in self.parameters() if p.requires_grad).expand(2)
+        return sum(0*p.sum() for p in self.parameters() if p.requires_grad).expand(3)
 
-# %% ../nbs/08_training.ipynb #cell055
+    def total(self, sums:Tensor) -> Tensor: "The weighted sum"; return sums[0] + self.mutual*sums[1] + self.existence*sums[2]
+
+# %% ../nbs/08_training.ipynb #b9137fdb
 @patch
-def losses(self:Objective, sample:Sample) -> Tensor: # [2]
-    "The two losses of a frame pair, summed over its objects"
-    pair, device, P = sample.pair, self.balance.device, len(sample.pair.proposals)
+def losses(self:Objective, sample:Sample) -> Tensor: # [3]
+    "The losses of a frame pair, summed over its objects"
+    pair, device, P, B = sample.pair, self.balance.device, len(sample.pair.proposals), len(sample.pair.rows)
     used, index = torch.unique(torch.cat([torch.arange(P if self.existence else 0), sample.index.flatten()]), return_inverse=True)
     index = index[-sample.index.numel():].view_as(sample.index)
     rows = pair.dest if len(pair.dest) else pair.source.new_zeros(1, pair.source.shape[1])
     source, dest, source_map, dest_map, index, target, valid = (
-        x.to(device) for x in (pair.source, rows[used], pair.source_map, pair.dest_map, index, sample.target, sample.valid))
+        x.to(device) for x in (pair.sources, rows[used], pair.source_map, pair.dest_map, index, sample.target, sample.valid))
     visible = torch.from_numpy(pair.visible).to(device)
     match = self.matcher.match(source[:,None], dest[None], source_map[None], dest_map[None])
     if not match.similarity.isfinite().all(): raise DataError('the similarities are not finite numbers', take=pair.take, camera=pair.dest_cam, frame=pair.frame)
-    similarity = match.similarity.gather(1, index).masked_fill(~valid, -torch.inf)
-    loss = matching_loss(similarity, target, visible.float(), self.temperature)*len(visible)
-    if not self.existence: return torch.stack([loss, 0*loss])
-    logits = self.matcher.existence(Match(match.similarity[:,:P], match.source, match.dest[:,:P]), self.temperature)
-    return torch.stack([loss, F.cross_entropy(logits.float(), visible.long(), self.balance, reduction='sum')])
+    similarity = match.similarity[:B].gather(1, index).masked_fill(~valid, -torch.inf)
+    loss = matching_loss(similarity, target, visible.float(), self.temperature)*B
+    back = self.asked_back(match.similarity, index.gather(1, target[:,None])[:,0], visible, torch.from_numpy(pair.rival_iou>=.5).to(device)) if self.mutual else 0*loss
+    if not self.existence: return torch.stack([loss, back, 0*loss])
+    logits = self.matcher.existence(Match(match.similarity[:B,:P], match.source[:B], match.dest[:,:P]), self.temperature)
+    return torch.stack([loss, back, F.cross_entropy(logits.float(), visible.long(), self.balance, reduction='sum')])
+
+@patch
+def asked_back(self:Objective,
+    similarity:Tensor, # [B+R, N], objects and rivals
+    truth:Tensor,      # int64 [B], column of each object's ground truth
+    visible:Tensor,    # bool [B]
+    same:Tensor        # bool [B, R], where a rival is the object itself
+) -> Tensor:
+    "Cross-entropy of each ground truth's match among the objects and the rivals, summed over the visible objects"
+    objects = visible.nonzero()[:,0]
+    logits = similarity[:,truth[objects]].T.float()/self.temperature
+    logits[:,len(visible):].masked_fill_(same[objects], -torch.inf)
+    return F.cross_entropy(logits, objects, reduction='sum')
 
 # %% ../nbs/08_training.ipynb #cell062
 def object_sights(
@@ -466,7 +503,7 @@ def informed_start(
     second.weight.copy_(rotation()); second.bias.copy_(lift-second.weight@lift)
     third.weight.copy_(rotation()); third.bias.copy_(-third.weight@lift)
 
-# %% ../nbs/08_training.ipynb #cell068
+# %% ../nbs/08_training.ipynb #1e9a6306
 @dataclass
 class Settings:
     "What decides how a matcher is trained; the defaults are the report's"
@@ -480,7 +517,10 @@ class Settings:
     candidates:int=32        # Candidates of a pair in training
     order:int=2              # Of the adjacency that negatives come from
     keep_out:bool=False      # Keep proposals that are the object itself out of the negatives
+    mutual:float=0.          # Weight of the loss of asking back; 0 for never asking, in training and in use
+    rivals:int=64            # Most things of the source view that a training pair is asked back about
     existence:float=0.       # Weight of the existence loss; 0 leaves existence untrained
+    calibrate:bool=False     # Draw the line between absent and there on the validation pairs
     whiten:bool=False        # Start with `informed_start`
     count:int=None           # Train on so many pairs, drawn once
     balanced:bool=False      # Draw them balanced over (take, object)
@@ -488,13 +528,16 @@ class Settings:
     seed:int=42              # Of the weights, the order, and the candidates
 
     def __post_init__(self):
-        for k, lowest in dict(epochs=1, batch_size=1, candidates=1, warmup=0, lr=0, lowest_lr=0, weight_decay=0, clip=0, existence=0).items():
+        for k, lowest in dict(epochs=1, batch_size=1, candidates=1, warmup=0, lr=0, lowest_lr=0, weight_decay=0, clip=0, existence=0, mutual=0, rivals=0).items():
             if not lowest<=getattr(self, k)<math.inf: raise ArgumentError(f'{k} must be at least {lowest}, not {getattr(self, k)}')
 
-PRESETS = {'report': {}, 'report-dinov3': dict(batch_size=4, candidates=16), 'reference': dict(epochs=3, batch_size=24, lr=8e-5, clip=0.),
-           'mini': dict(epochs=2, batch_size=32, lr=1e-4, warmup=10, existence=.3, whiten=True, keep_out=True)}
+    @property
+    def uses(self) -> tuple[bool,bool]: "Whether `existence` was learned, and whether the matcher asks back: for `matcher_scores`"; return self.existence>0 or self.calibrate, self.mutual>0
 
-# %% ../nbs/08_training.ipynb #cell070
+PRESETS = {'report': {}, 'report-dinov3': dict(batch_size=4, candidates=16), 'reference': dict(epochs=3, batch_size=24, lr=8e-5, clip=0.),
+           'mini': dict(epochs=2, batch_size=32, lr=1e-4, warmup=10, mutual=1., calibrate=True, whiten=True, keep_out=True)}
+
+# %% ../nbs/08_training.ipynb #8d1611bf
 class Run:
     "A training's folder"
     def __init__(self, folder:str|Path):
@@ -516,6 +559,11 @@ class Run:
     def finished(self) -> bool:
         "Whether all epochs are done"
         return (self.folder/'history.csv').is_file() and len(self.history)>=self.config['settings']['epochs']
+
+    def pairs(self, split:str, features, proposals, pairs:pd.DataFrame=None) -> 'FramePairs':
+        "A split's frame pairs as this run's matcher wants them: with rivals if it asks back"
+        settings = Settings(**self.config['settings'])
+        return FramePairs(self.root, split, self.config['direction'], features, proposals, pairs, settings.order, rivals=settings.uses[1])
 
 # %% ../nbs/08_training.ipynb #cell071
 def read_progress(
@@ -602,7 +650,7 @@ def existence_balance(pairs:FramePairs) -> tuple[float,float]:
     there = np.concatenate([[o in seen for o in pairs.names(i)] for i, (t, _, c, f) in enumerate(pairs.keys) for seen in [pairs.objects(t, c, f)]])
     return tuple(len(there)/2/max(n, 1) for n in ((~there).sum(), there.sum()))
 
-# %% ../nbs/08_training.ipynb #cell086
+# %% ../nbs/08_training.ipynb #0586281b
 class Trainer:
     "A training in progress"
     def __init__(self,
@@ -614,13 +662,13 @@ class Trainer:
     ):
         self.run, self.train, self.val, self.settings, self.accelerator = run, train, val, settings, accelerator
         matcher = first_matcher(train, settings)
-        objective = Objective(matcher, settings.existence, existence_balance(train) if settings.existence else (1., 1.))
+        objective = Objective(matcher, settings.existence, settings.mutual, existence_balance(train) if settings.existence else (1., 1.))
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.matcher, self.parameters = matcher, parameters
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.steps = len(self.batches(0))
-        self.epoch, self.step, self.sums, self.best, self.history = 0, 0, torch.zeros(3, dtype=torch.float64), -1., []
+        self.epoch, self.step, self.sums, self.best, self.history = 0, 0, torch.zeros(4, dtype=torch.float64), -1., []
         self.truth = ground_truth(val.root, val.pairs, val.direction)
 
     def batches(self, epoch:int) -> list: "The batches of an epoch"; return batches(self.train, self.settings.batch_size, self.settings.seed, epoch)
@@ -631,13 +679,13 @@ class Trainer:
         cosine = s.lowest_lr + (s.lr-s.lowest_lr)*(1+math.cos(math.pi*step/(s.epochs*self.steps)))/2
         return cosine*min(1, (step+1)/max(s.warmup, 1))
 
-# %% ../nbs/08_training.ipynb #cell090
+# %% ../nbs/08_training.ipynb #03a55302
 @patch
 def take_step(self:Trainer, samples:list[Sample], total:int):
     "One step of the optimizer on this process's share of a batch of `total` pairs"
     for group in self.optimizer.param_groups: group['lr'] = self.lr()
     sums = self.objective(samples)
-    loss = (sums[0]+self.settings.existence*sums[1])*self.accelerator.num_processes/total
+    loss = self.accelerator.unwrap_model(self.objective).total(sums)*self.accelerator.num_processes/total
     self.optimizer.zero_grad()
     self.accelerator.backward(loss)
     sums = self.accelerator.reduce(sums.detach(), 'sum').cpu()
@@ -651,32 +699,43 @@ def train_epoch(self:Trainer, save_every:int):
     "The steps of the epoch that are still to do"
     from tqdm import tqdm
     a, s = self.accelerator, self.settings
-    draw = partial(draw_sample, seed=s.seed, epoch=self.epoch, n=s.candidates, keep_out=s.keep_out)
+    draw = partial(draw_sample, seed=s.seed, epoch=self.epoch, n=s.candidates, keep_out=s.keep_out, rivals=s.rivals)
     samples = Samples(self.train, self.batches(self.epoch)[self.step:], draw, a.process_index, a.num_processes)
     self.objective.train()
     with tqdm(total=self.steps, initial=self.step, desc=f'epoch {self.epoch+1}/{s.epochs}', unit='step', disable=None if a.is_main_process else True) as bar:
         for share, total in _ahead(samples):
             try: self.take_step(share, total)
             except EgoExoError as e: raise e.at(run=self.run.name, epoch=self.epoch+1, step=self.step+1) from None
-            bar.update(); bar.set_postfix(loss=f'{self.sums[0]/self.sums[2]:.3f}')
+            bar.update(); bar.set_postfix(loss=f'{self.sums[0]/self.sums[-1]:.3f}')
             if self.step%save_every==0: self.save()
 
-# %% ../nbs/08_training.ipynb #cell094
+# %% ../nbs/08_training.ipynb #aa43b1cf
 @patch
 def validate(self:Trainer) -> dict:
     "Loss and metrics on the validation pairs"
     from accelerate.utils import gather_object
     a, size = self.accelerator, self.val.features.image_size(self.val.direction.dest)
     self.objective.eval()
-    scores = matcher_scores(self.matcher, existence=self.settings.existence>0)
+    scores = matcher_scores(self.matcher, *self.settings.uses)
     answers = gather_object([x for i in range(a.process_index, len(self.val), a.num_processes) for x in _answers(scores, self.val[i], size)])
+    if self.settings.calibrate: answers = self.calibrated(answers)
     summary = evaluate(self.truth, _prediction(self.val, answers), self.val.direction).summary
     return dict(val_loss=float(np.mean([x.loss for x in answers])), **{k: float(summary[k]) for k in ('iou', 'shape_acc', 'location_score', 'balanced_acc')})
 
 @patch
+def calibrated(self:Trainer, answers:list[Answer]) -> list[Answer]:
+    "Calibrate existence on answers, and give them with the new confidence"
+    asked, rest = [x for x in answers if x.confidence], [x for x in answers if not x.confidence]
+    odds, old = torch.tensor([x.confidence for x in asked], dtype=torch.float64).logit(eps=1e-15), self.matcher.nothing.detach().double()
+    self.matcher.calibrate(odds, torch.tensor([x.visible for x in asked], dtype=torch.bool))
+    new = self.matcher.nothing.detach().double()
+    odds = new[1]*(odds/old[1]+(old[0]-new[0])/.07)
+    return rest + [x._replace(confidence=c) for x, c in zip(asked, odds.sigmoid().tolist())]
+
+@patch
 def end_epoch(self:Trainer):
     "Validate, keep the best matcher, write the checkpoint"
-    losses = dict(zip(('train_loss', 'existence_loss'), (self.sums[:2]/self.sums[2]).tolist()))
+    losses = dict(zip(('train_loss', 'mutual_loss', 'existence_loss'), (self.sums[:3]/self.sums[3]).tolist()))
     row = dict(epoch=self.epoch+1, lr=self.lr(), **losses, **self.validate())
     self.history.append(row)
     if row['iou']>self.best:
@@ -711,7 +770,7 @@ def restore(self:Trainer):
     for k in ('epoch', 'step', 'sums', 'best', 'history'): setattr(self, k, state[k])
     if self.accelerator.is_main_process: self.write_history()
 
-# %% ../nbs/08_training.ipynb #cell101
+# %% ../nbs/08_training.ipynb #233abcd8
 @delegates(Settings)
 def fit(
     root:str|Path,            # A root with pairs
@@ -731,8 +790,7 @@ def fit(
     with a.main_process_first(): run = open_run(root, name, config, resume or not a.is_main_process)
     if run.finished: return run
     with _locked(run.folder) if a.is_main_process else nullcontext():
-        train, val = (FramePairs(root, split, direction, features, proposals, pairs, s.order)
-                      for split, pairs in (('train', training_pairs(root, direction, s)), ('val', None)))
+        train, val = (run.pairs(split, features, proposals, pairs) for split, pairs in (('train', training_pairs(root, direction, s)), ('val', None)))
         trainer = Trainer(run, train, val, s, a)
         trainer.restore()
         while trainer.epoch<s.epochs:
@@ -758,7 +816,7 @@ class LiveCurve:
         else: self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/08_training.ipynb #cell116
+# %% ../nbs/08_training.ipynb #8220b188
 def run_scores(
     run:Run,          # A training
     features,         # What its matcher will be shown
@@ -767,7 +825,7 @@ def run_scores(
     "Scores by a run's matcher, for `predict`; `DataError` for other features than it was trained on"
     config = run.config
     if other := differences(config['features'], features.made_with): raise DataError(f'these features do not fit the run: they were made with {other}', file=run.folder)
-    return matcher_scores(run.matcher(which), existence=config['settings']['existence']>0)
+    return matcher_scores(run.matcher(which), *Settings(**config['settings']).uses)
 
 # %% ../nbs/08_training.ipynb #cell121
 def temporal_consistency(
