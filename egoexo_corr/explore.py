@@ -889,7 +889,7 @@ def _thumb(self:ResultExplorer, row) -> np.ndarray:
         self.made[key] = np.concatenate([small_text(text, (17, THUMB[1]-4)), look])
     return self.made[key]
 
-# %% ../nbs/10_explore.ipynb #cell094
+# %% ../nbs/10_explore.ipynb #172da448
 class Scene(NamedTuple):
     "Two frames as a matcher sees them"
     title:str
@@ -901,9 +901,11 @@ class Scene(NamedTuple):
     source:object    # float32 [B, 2C], descriptors of the masks
     dest:object      # float32 [P, 2C], of the proposals
     maps:tuple       # float32 [C, h, w] each, of source and destination
+    rivals:object=None # float32 [R, 2C], descriptors of the source's proposals, for a matcher that asks back
+    same:object=None   # bool [B, R], where they are the object itself
 
 class PairScenes:
-    "The frame pairs of annotated data, as scenes"
+    "The frame pairs of annotated data, as scenes; with `rivals=True` in them, the matcher asks back"
     def __init__(self,
         pairs # `training.FramePairs`
     ): self.pairs = pairs
@@ -917,7 +919,7 @@ class PairScenes:
         here, seen = pairs.objects(take, source, frame), pairs.objects(take, dest, frame)
         images = tuple(load_frame(pairs.root, take, c, frame) for c in (source, dest))
         return Scene(f'{take[:8]}, {source} → {dest}, frame {frame}', images, [here[n] for n in names], names, [seen.get(n) for n in names],
-                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map))
+                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map), pair.rivals, pair.rival_iou>=.5)
 
 # %% ../nbs/10_explore.ipynb #cell095
 class PhotoScene:
@@ -1022,7 +1024,7 @@ def step(self:MatchExplorer, n:int):
     with self.hold(): self.frame.value = (self.frame.value+n) % len(self.scenes)
     self.load(0 if n>0 else -1)
 
-# %% ../nbs/10_explore.ipynb #cell104
+# %% ../nbs/10_explore.ipynb #4cecd8ee
 @patch
 def load(self:MatchExplorer, k:int=0):
     "Show a frame pair to the matcher, and ask for one of its objects"
@@ -1031,11 +1033,20 @@ def load(self:MatchExplorer, k:int=0):
         self.scene = s = self.scenes[self.frame.value]
         self.plain = [resize_image(i, p.fit(i.shape[:2])) for i,p in zip(s.images, (self.source, self.dest))]
         self.pickable = [index_map(m, i.shape[:2]) for m,i in zip((s.masks, s.proposals), self.plain)]
-        self.match = self.model.match(s.source[:,None], s.dest[None], *(m[None] for m in s.maps)) if s.masks and s.proposals else None
+        self.match = self.matched(s) if s.masks and s.proposals else None
         self.object.options = [(name, i) for i,name in enumerate(s.names)]
         if s.names: self.object.value = range(len(s.names))[k]
         self.place.value = s.title
     self.ask()
+
+@patch
+def matched(self:MatchExplorer, s:Scene):
+    "The match of a scene's objects, after asking back if there are rivals"
+    import torch
+    from egoexo_corr.omama import ask_back
+    sources = s.source if s.rivals is None else torch.cat([s.source, s.rivals])
+    match, B = self.model.match(sources[:,None], s.dest[None], *(m[None] for m in s.maps)), len(s.source)
+    return match if s.rivals is None else match._replace(similarity=ask_back(match.similarity[:B], match.similarity[B:], torch.from_numpy(s.same)))
 
 # %% ../nbs/10_explore.ipynb #cell105
 @patch
@@ -1081,7 +1092,7 @@ def _draw_scale(self:MatchExplorer):
     self.scale.set_xticks([]); self.scale.yaxis.tick_right(); self.scale.tick_params(labelsize=8)
     self.scale.set_title('similarity', fontsize=8.5, loc='left')
 
-# %% ../nbs/10_explore.ipynb #cell107
+# %% ../nbs/10_explore.ipynb #82d41fb7
 @property
 def _proposal_table(self:MatchExplorer) -> pd.DataFrame:
     "All proposals for the chosen object, the most similar first"
@@ -1098,7 +1109,7 @@ def _tell(self:MatchExplorer):
     self.top.value = top.to_html(index=False, border=0, float_format='{:.3f}'.format, na_rep='–') if len(top) else ''
     if not self.match: self.status.value = 'there is nothing to match'; return
     with torch.no_grad(): there = self.model.existence(self.match).softmax(1)[self.object.value,1]
-    self.status.value = f'confidence {1/(1+np.exp(-self.similarity.max())):.2f}, the sigmoid of the highest similarity; the existence head gives {there:.2f}'
+    self.status.value = f'confidence {1/(1+np.exp(-self.similarity.max())):.2f}, the sigmoid of the highest similarity; `existence` gives {there:.2f}'
 
 @patch
 def pictures(self:MatchExplorer) -> list:
