@@ -550,7 +550,7 @@ def names(self:FeatureStore, kind:str, take:str, camera:str, frame:int) -> list[
     "Whose descriptors the rows of a frame are, in order"
     return self.open_file(kind, take, camera)[1]['names'][str(frame)]
 
-# %% ../nbs/06_backbones.ipynb #cell105
+# %% ../nbs/06_backbones.ipynb #2cfef40e
 def describe_camera(
     store:FeatureStore, # With the camera's maps
     kind:str,           # What the masks are, e.g. 'truth' or 'proposals'
@@ -559,16 +559,21 @@ def describe_camera(
     masks:dict,         # frame → {name: RLE}; RLEs of any size
     describe            # (features [C, h, w], RLEs, boxes [N, 4] xywh, (height, width)) → descriptors [N, 2C]; the last three in the image's pixels
 ) -> bool:              # Whether there was anything to do
-    "Pool and keep the descriptors of a camera's masks, unless they are there"
+    "Pool and keep the descriptors of a camera's masks, unless they are there; those of other frames stay"
     import torch
     if store.is_current(kind, take, camera, masks): return False
     size, descriptors = store.image_size(view_of(camera)), {}
+    about = store.open_file(kind, take, camera)[1] if _present(store, kind, take, camera) else {}
+    prints, names = dict(about.get('masks', {})), dict(about.get('names', {}))
     for frame, named in masks.items():
+        if prints.get(str(frame))==(new := fingerprint(named.values())): continue
         rles = [rle_resize(r, size) for r in named.values()]
         features = store.read('maps', take, camera, frame).permute(2, 0, 1).float()
         descriptors[frame] = describe(features, rles, rle_boxes(rles), size) if rles else torch.zeros(0, 2*store.dim)
-    store.write(kind, take, camera, descriptors, masks={str(f): fingerprint(m.values()) for f, m in masks.items()},
-                names={str(f): list(map(str, m)) for f, m in masks.items()})
+        prints[str(frame)], names[str(frame)] = new, list(map(str, named))
+    kept = {int(f): store.read(kind, take, camera, int(f)) for f in prints if int(f) not in descriptors}
+    order = sorted(prints, key=int)
+    store.write(kind, take, camera, {int(f): (descriptors | kept)[int(f)] for f in order}, masks={f: prints[f] for f in order}, names={f: names[f] for f in order})
     return True
 
 # %% ../nbs/06_backbones.ipynb #cell106

@@ -99,11 +99,11 @@ def egoexo_pairs(
     counts = _listed(count, int)
     print(write_pairs(root, direction, _listed(splits), ratio, counts[0] if counts and len(counts)==1 else counts, balanced, seed).to_string(index=False))
 
-# %% ../nbs/11_cli.ipynb #07e466f0
-def _proposed(root, name, proposer, direction, splits, shard, strict, workers):
+# %% ../nbs/11_cli.ipynb #20905be8
+def _proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers):
     "Run a proposer over the frames of the pairs"
     from egoexo_corr.proposals import proposal_frames, propose
-    return propose(root, proposal_frames(root, direction, splits), proposer, name, tuple(_listed(shard, int)), strict, workers)
+    return propose(root, proposal_frames(root, direction, splits, rivals), proposer, name, tuple(_listed(shard, int)), strict, workers)
 
 def _export(root, name, direction, splits, export, coco):
     "Write a store in other people's formats"
@@ -113,7 +113,7 @@ def _export(root, name, direction, splits, export, coco):
         for split in splits: print(f"{export_reference(root, split, d, name)} frames written as the reference's masks: {split}, {d}")
     if coco: print(f'{export_coco(root, coco, name)} proposals written to {coco}')
 
-# %% ../nbs/11_cli.ipynb #bfb0a838
+# %% ../nbs/11_cli.ipynb #6fa96a7d
 @call_parse
 @_one_line_errors
 def egoexo_proposals(
@@ -126,6 +126,7 @@ def egoexo_proposals(
     max_det:int=300,             # Most proposals of a frame
     direction:str=None,          # Destination frames of exo2ego or ego2exo; both by default
     splits:str='train,val,test', # Of these splits
+    rivals:store_true=False,     # In source frames, too, for a matcher that asks back
     batch:int=1,                 # Frames at a time
     device:str=None,             # cpu, cuda, …; a GPU if there is one
     truth:store_true=False,      # Propose the annotated masks
@@ -143,7 +144,7 @@ def egoexo_proposals(
     if reference: runs = [import_reference(root, split, d, name, strict) for d in ([direction] if direction else list(Direction)) for split in splits]
     else:
         proposer = GroundTruthProposer(root) if truth else Proposer(weights, imgsz, conf, iou, max_det, batch, device)
-        runs = [_proposed(root, name, proposer, direction, splits, shard, strict, workers)]
+        runs = [_proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers)]
     print(*runs, sep='\n', flush=True)
     _export(root, name, direction, splits, export, coco)
     if any(run.problems for run in runs): sys.exit('error: not every frame has proposals')

@@ -342,7 +342,7 @@ def draw_masks(
         if outline: part[inside & ~binary_erosion(inside, iterations=outline)] = color
     return out.round().astype(np.uint8)
 
-# %% ../nbs/01_masks.ipynb #cell067
+# %% ../nbs/01_masks.ipynb #31c6aff3
 def _triangulation_edges(points:np.ndarray) -> np.ndarray: # int [E, 2]
     "Pairs of points that a Delaunay triangulation joins"
     from scipy.spatial import Delaunay, QhullError
@@ -360,10 +360,10 @@ def adjacency(
     if order not in (1, 2, 3): raise ArgumentError(f'the order of an adjacency must be 1, 2 or 3, not {order!r}')
     centroids = rle_centroids(rles)
     there = np.flatnonzero(~np.isnan(centroids[:,0]))
-    a = np.zeros((len(rles), len(rles)), np.int64)
+    a = np.zeros((len(rles), len(rles)), np.float32)
     if there.size>=3:
         i, j = there[_triangulation_edges(centroids[there])].T
         a[i,j] = a[j,i] = 1
     reach = step = a
-    for _ in range(order-1): step = (step@a > 0).astype(np.int64); reach = reach + step
+    for _ in range(order-1): step = (step@a > 0).astype(np.float32); reach = reach + step
     return reach > 0

@@ -335,15 +335,16 @@ class ProposalStore:
         try: return _read(self._open(take, camera), int(frame))
         except EgoExoError as e: raise e.at(take=take, camera=camera, frame=int(frame))
 
-# %% ../nbs/05_proposals.ipynb #cell060
+# %% ../nbs/05_proposals.ipynb #006346a1
 def proposal_frames(
     root:str|Path,      # A root with pair files
     direction:str=None, # 'exo2ego' or 'ego2exo'; both by default
-    splits=SPLITS       # Which splits
+    splits=SPLITS,      # Which splits
+    rivals:bool=False   # Their sources, too, for a matcher that asks back (`omama.ask_back`)
 ) -> pd.DataFrame:      # take, camera, frame; sorted, each once
     "The frames in which candidates are sought: destinations of the pairs"
     ways = [Direction(direction)] if direction else list(Direction)
-    parts = [frames_of(read_pairs(pairs_path(root, s, d), d), 'dest') for d in ways for s in splits]
+    parts = [frames_of(read_pairs(pairs_path(root, s, d), d), side) for d in ways for s in splits for side in (('dest', 'source') if rivals else ('dest',))]
     return pd.concat(parts).drop_duplicates().sort_values(['take', 'camera', 'frame'], ignore_index=True)
 
 # %% ../nbs/05_proposals.ipynb #fd8be474

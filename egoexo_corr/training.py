@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'StoredFeatures', 'LiveFeatures', 'FramePair', 'proposals_
            'environment', 'open_run', 'first_matcher', 'training_pairs', 'existence_balance', 'Trainer', 'fit',
            'LiveCurve', 'run_scores', 'temporal_consistency']
 
-# %% ../nbs/08_training.ipynb #0f852455
+# %% ../nbs/08_training.ipynb #3a4f5b8c
 import io, json, math, os, platform
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from . import __version__
-from .backbones import Backbone, FeatureStore, describe_camera, differences, fingerprint, used_frames
+from .backbones import Backbone, FeatureStore, describe_camera, differences, fingerprint
 from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, view_of, write_json
 from .dataset import GRIDS, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs, resize_image, sample_by_count
 from .masks import adjacency, box_iou, rle_boxes, rle_encode, rle_iou, rle_resize
@@ -202,7 +202,7 @@ class FramePairs:
 
     def names(self, i:int) -> list[str]: "The objects that frame pair i asks for"; return self.pairs['object'].iloc[self.rows[i]].tolist()
 
-# %% ../nbs/08_training.ipynb #a0b1ed48
+# %% ../nbs/08_training.ipynb #d863c0d9
 @patch
 def _keep_descriptors(self:FramePairs):
     "Have the descriptors of all masks of the split's frames; `DataError` for a frame without features"
@@ -212,10 +212,9 @@ def _keep_descriptors(self:FramePairs):
         if lost := self.features.lacks(take, camera, frames):
             raise DataError(f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; if the frame is there, run 'egoexo_features' again",
                             take=take, camera=camera, frame=min(lost))
-    used, sought = used_frames(self.root), used_frames(self.root, self.direction)
     for side, take, camera, frames in tqdm(todo, 'descriptors', unit='camera', disable=None, leave=False):
-        self.features.keep('truth', take, camera, {*frames, *used.get((take, camera), ())}, self.objects)
-        if side=='dest' or self.rivals: self.features.keep(self.kind, take, camera, {*frames, *(used if self.rivals else sought).get((take, camera), ())}, self._named_proposals)
+        self.features.keep('truth', take, camera, frames, self.objects)
+        if side=='dest' or self.rivals: self.features.keep(self.kind, take, camera, frames, self._named_proposals)
 
 @patch
 def _named_proposals(self:FramePairs, take, camera, frame) -> dict: return dict(enumerate(self.propose(take, camera, frame)))
