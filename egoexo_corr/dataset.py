@@ -960,7 +960,7 @@ def read_mask_png(
     if values.ndim==3: values = values.max(2)
     return values > values.max()/2
 
-# %% ../nbs/03_dataset.ipynb #cell174
+# %% ../nbs/03_dataset.ipynb #a777b41c
 def segmentation_rle(
     segmentation, # Polygons [[x, y, x, y, …], …], or {'size', 'counts'} with numbers or text
     height:int,   # Of the image
@@ -975,7 +975,7 @@ def segmentation_rle(
             rle['counts'] = format_counts(rle['counts'])
         return rle_from_runs(rle_runs(rle))
     if not type(height)==type(width)==int: raise MaskError(f'the height and width of an image must be whole numbers, not {height!r:.20} and {width!r:.20}')
-    rle_runs({'size': [height, width], 'counts': format_counts([height*width])})
+    rle_runs({'size': [height, width], 'counts': format_counts([min(abs(height*width), MAX_PIXELS)])})
     if not isinstance(segmentation, list) or not segmentation: raise MaskError('a segmentation must be polygons or an RLE')
     polygons = []
     for polygon in segmentation:
