@@ -16,7 +16,6 @@ __all__ = ['FACES', 'COLORS', 'SYLLABLES', 'PROFILES', 'BARS', 'STEEL', 'KINDS',
 
 # %% ../nbs/04_mini.ipynb #5ad94be9
 import os, shutil, sys, uuid
-from concurrent.futures import as_completed
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
