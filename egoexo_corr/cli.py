@@ -189,7 +189,7 @@ def egoexo_features(
         for what,done in jobs.items(): print(f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed', *done.failed, sep='\n- ', flush=True)
     if any(done.failed for done in jobs.values()): sys.exit('error: not every frame has features')
 
-# %% ../nbs/11_cli.ipynb #2e8042f3
+# %% ../nbs/11_cli.ipynb #8c827c20
 def _pool(text:str|None):
     "'2,2' → squares of ego and exo tokens"
     sides = _listed(text, int)
@@ -211,9 +211,10 @@ def egoexo_train(
     batch_size:int=None,                 # Pairs in a batch, over all processes
     lr:float=None,                       # Learning rate at the start
     candidates:int=None,                 # Candidates of a pair
-    mutual:float=None,                   # Weight of the loss of asking back
+    mutual:float=None,                   # Weight of the loss of asking back; 0 for never asking
     existence:float=None,                # Weight of the existence loss
     calibrate:store_true=False,          # Draw the line between absent and there on the validation pairs
+    geometry:store_true=False,           # Expect an object where the other matches of the two frames put it
     init:str=None,                       # Start from this checkpoint, ours or the reference's
     count:int=None,                      # Train on so many pairs
     balanced:store_true=False,           # With --count: balanced over objects
@@ -225,7 +226,7 @@ def egoexo_train(
     from egoexo_corr.proposals import ProposalStore
     from egoexo_corr.training import PRESETS, StoredFeatures, fit
     if preset not in PRESETS: raise ArgumentError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
-    given = dict(epochs=epochs, batch_size=batch_size, lr=lr, candidates=candidates, mutual=mutual, existence=existence, calibrate=calibrate or None,
+    given = dict(epochs=epochs, batch_size=batch_size, lr=lr, candidates=candidates, mutual=mutual, existence=existence, calibrate=calibrate or None, geometry=geometry or None,
                  init=init, count=count, balanced=balanced or None, seed=seed)
     settings = PRESETS[preset] | {k: v for k,v in given.items() if v is not None}
     run = fit(root, name, StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals), direction, resume, mixed_precision=mixed_precision, **settings)

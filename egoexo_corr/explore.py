@@ -889,7 +889,7 @@ def _thumb(self:ResultExplorer, row) -> np.ndarray:
         self.made[key] = np.concatenate([small_text(text, (17, THUMB[1]-4)), look])
     return self.made[key]
 
-# %% ../nbs/10_explore.ipynb #172da448
+# %% ../nbs/10_explore.ipynb #43c08e04
 class Scene(NamedTuple):
     "Two frames as a matcher sees them"
     title:str
@@ -903,6 +903,7 @@ class Scene(NamedTuple):
     maps:tuple       # float32 [C, h, w] each, of source and destination
     rivals:object=None # float32 [R, 2C], descriptors of the source's proposals, for a matcher that asks back
     same:object=None   # bool [B, R], where they are the object itself
+    places:tuple=None  # float [B+R, 2] and [P, 2], centroids of masks and rivals, and of proposals, in image heights
 
 class PairScenes:
     "The frame pairs of annotated data, as scenes; with `rivals=True` in them, the matcher asks back"
@@ -919,7 +920,8 @@ class PairScenes:
         here, seen = pairs.objects(take, source, frame), pairs.objects(take, dest, frame)
         images = tuple(load_frame(pairs.root, take, c, frame) for c in (source, dest))
         return Scene(f'{take[:8]}, {source} → {dest}, frame {frame}', images, [here[n] for n in names], names, [seen.get(n) for n in names],
-                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map), pair.rivals, pair.rival_iou>=.5)
+                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map), pair.rivals, pair.rival_iou>=.5,
+                     (np.concatenate([pair.source_places, pair.rival_places]), pair.dest_places))
 
 # %% ../nbs/10_explore.ipynb #cell095
 class PhotoScene:
@@ -972,7 +974,7 @@ def attention_picture(
     share = (large-large.min())/max(np.ptp(large), 1e-12)
     return (image.mean(2, keepdims=True)*.6*(1-share) + heat_colors(large[...,0], 'inferno')*share).round().astype(np.uint8)
 
-# %% ../nbs/10_explore.ipynb #cell102
+# %% ../nbs/10_explore.ipynb #2e728173
 class MatchExplorer(Explorer):
     "What a matcher sees: the similarity of every proposal, the top five, and where each attention head looks"
     def __init__(self,
@@ -980,11 +982,12 @@ class MatchExplorer(Explorer):
         dataset,                 # `training.FramePairs`, or two files of photographs: source, destination
         backbone=None,           # For photographs: from `backbones.load`
         direction:str='exo2ego', # For photographs: which view is which
+        geometry:bool=False,     # For frame pairs with rivals: expect a proposal where the other matches put it (`omama.geometric_prior`)
         **kwargs                 # For photographs: more arguments of `PhotoScene`
     ):
         photographs = isinstance(dataset, (tuple, list))
         if photographs and (len(dataset)!=2 or backbone is None): raise ArgumentError('photographs are two files, and need a backbone')
-        self.model, self.scenes = model, PhotoScene(dataset, backbone, direction, **kwargs) if photographs else PairScenes(dataset)
+        self.model, self.geometry, self.scenes = model, geometry, PhotoScene(dataset, backbone, direction, **kwargs) if photographs else PairScenes(dataset)
         self.views, self.gaze = screens = [Screen(1110, 480), Screen(800, 226)]
         super().__init__(screens)
         self.source, self.dest = Panel(self.views, (5, 24, 545, 450)), Panel(self.views, (560, 24, 490, 450))
@@ -1024,7 +1027,7 @@ def step(self:MatchExplorer, n:int):
     with self.hold(): self.frame.value = (self.frame.value+n) % len(self.scenes)
     self.load(0 if n>0 else -1)
 
-# %% ../nbs/10_explore.ipynb #4cecd8ee
+# %% ../nbs/10_explore.ipynb #8bf7e3c7
 @patch
 def load(self:MatchExplorer, k:int=0):
     "Show a frame pair to the matcher, and ask for one of its objects"
@@ -1041,12 +1044,13 @@ def load(self:MatchExplorer, k:int=0):
 
 @patch
 def matched(self:MatchExplorer, s:Scene):
-    "The match of a scene's objects, after asking back if there are rivals"
+    "The match of a scene's objects; with rivals, after asking back, and after looking at places if that is wanted"
     import torch
-    from egoexo_corr.omama import ask_back
-    sources = s.source if s.rivals is None else torch.cat([s.source, s.rivals])
-    match, B = self.model.match(sources[:,None], s.dest[None], *(m[None] for m in s.maps)), len(s.source)
-    return match if s.rivals is None else match._replace(similarity=ask_back(match.similarity[:B], match.similarity[B:], torch.from_numpy(s.same)))
+    from egoexo_corr.omama import ask_back, geometric_prior
+    if s.rivals is None: return self.model.match(s.source[:,None], s.dest[None], *(m[None] for m in s.maps))
+    match, B = self.model.match(torch.cat([s.source, s.rivals])[:,None], s.dest[None], *(m[None] for m in s.maps)), len(s.source)
+    similarity = ask_back(match.similarity[:B], match.similarity[B:], torch.from_numpy(s.same))
+    return match._replace(similarity=similarity+geometric_prior(match.similarity, *s.places)[:B] if self.geometry else similarity)
 
 # %% ../nbs/10_explore.ipynb #cell105
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEADS', 'describe', 'project_descriptors', 'pool_tokens', 'CrossAttention', 'OMaMa', 'Match',
-           'matching_loss', 'best_candidate', 'grid_of', 'resize_positions', 'existence_loss', 'ask_back', 'Candidates',
-           'false_negatives', 'sample_candidates']
+           'matching_loss', 'best_candidate', 'grid_of', 'resize_positions', 'existence_loss', 'ask_back',
+           'geometric_prior', 'Candidates', 'false_negatives', 'sample_candidates']
 
 # %% ../nbs/07_omama.ipynb #cell004
 from pathlib import Path
@@ -471,6 +471,32 @@ def ask_back(
     "Similarities after asking the candidates back"
     asked = torch.cat([similarity[:,None], rivals.expand(len(similarity), -1, -1).masked_fill(same[...,None], -torch.inf)], 1)
     return similarity + temperature*(asked/temperature).log_softmax(1)[:,0]
+
+# %% ../nbs/07_omama.ipynb #2fafa8cf
+def geometric_prior(
+    similarity:Tensor,        # [S, N], all things of the source view and the candidates
+    source_places:np.ndarray, # float [S, 2], centroids of the things, row and column in image heights; NaN for an empty mask
+    dest_places:np.ndarray,   # float [N, 2], those of the candidates
+    radius:float=1/7,         # How far from its place a match may be, in image heights
+    lowest:float=-4.,         # Log of the prior of a candidate that is anywhere else
+    rounds:int=3,             # Of voting
+    temperature:float=.07
+) -> Tensor:                  # float32 [S, N], temperature · log prior, to be added to similarities; zeros where fewer than four things vote
+    "Where the other matches of two frames expect each thing to be"
+    import cv2
+    here, there = np.asarray(source_places, float).reshape(-1, 2), np.asarray(dest_places, float).reshape(-1, 2)
+    _check_shape('source_places', here, (len(similarity), 2), 'things, 2'); _check_shape('dest_places', there, (similarity.shape[1], 2), 'candidates, 2')
+    likely, prior = similarity.detach().cpu().double().numpy()/temperature, np.zeros(similarity.shape)
+    for _ in range(rounds if prior.size else 0):
+        best = (likely+prior).argmax(1)
+        mutual = (likely+prior).argmax(0)[best]==np.arange(len(best))
+        votes = np.flatnonzero(mutual & np.isfinite(here).all(1) & np.isfinite(there[best]).all(1))
+        if len(votes)<4: break
+        affine, _ = cv2.estimateAffine2D(here[votes], there[best[votes]], ransacReprojThreshold=radius)
+        if affine is None: break
+        away = ((here@affine[:,:2].T+affine[:,2])[:,None]-there)**2
+        prior = np.nan_to_num(np.maximum(-away.sum(-1)/2/radius**2, lowest))
+    return torch.from_numpy(temperature*prior).float()
 
 # %% ../nbs/07_omama.ipynb #cell089
 class Candidates(NamedTuple):

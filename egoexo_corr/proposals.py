@@ -309,7 +309,7 @@ def _read(file:_File, frame:int) -> Proposals:
     except (pa.ArrowException, OSError, ValueError): raise FileError('is damaged; delete it and make it again', file=file.path, frame=frame) from None
     return Proposals(size, [{'size': list(size), 'counts': c} for c in counts.to_pylist()], scores, boxes, areas.astype(np.int64))
 
-# %% ../nbs/05_proposals.ipynb #cell050
+# %% ../nbs/05_proposals.ipynb #aa3d02af
 class ProposalStore:
     "The proposals of a root, read frame by frame"
     def __init__(self,
@@ -321,6 +321,7 @@ class ProposalStore:
         if not self.folder.is_dir(): raise FileError(f'there are no proposals named {name!r} in this root; make them with egoexo_proposals', file=self.folder)
         self._open = lru_cache(keep)(self._open)
 
+    def __reduce__(self): return ProposalStore, (self.folder.parent.parent, self.folder.name)
     def _open(self, take, camera): return _open(inside(self.folder, take, f'{camera}.parquet'))
     def cameras(self) -> list[tuple[str,str]]: "(take, camera) of all files"; return sorted((p.parent.name, p.stem) for p in self.folder.glob('*/*.parquet'))
     def frames(self, take:str, camera:str) -> dict[int,int]: "Frame → number of proposals"; return {f: n for f,(_,n,_) in self._open(take, camera).index.items()}

@@ -7,9 +7,9 @@ __all__ = ['PRESETS', 'StoredFeatures', 'LiveFeatures', 'FramePair', 'proposals_
            'oracle_scores', 'chance_scores', 'matcher_scores', 'Answer', 'predict', 'batches', 'Sample', 'draw_sample',
            'Samples', 'Objective', 'object_sights', 'whitening', 'informed_start', 'Settings', 'Run', 'read_progress',
            'environment', 'open_run', 'first_matcher', 'training_pairs', 'existence_balance', 'Trainer', 'fit',
-           'LiveCurve', 'run_scores', 'temporal_consistency']
+           'fit_all', 'LiveCurve', 'run_scores', 'temporal_consistency']
 
-# %% ../nbs/08_training.ipynb #3a4f5b8c
+# %% ../nbs/08_training.ipynb #b5d377c1
 import io, json, math, os, platform
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -25,11 +25,11 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 from . import __version__
 from .backbones import Backbone, FeatureStore, describe_camera, differences, fingerprint
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, view_of, write_json
+from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, share, view_of, write_json
 from .dataset import GRIDS, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs, resize_image, sample_by_count
-from .masks import adjacency, box_iou, rle_boxes, rle_encode, rle_iou, rle_resize
+from .masks import adjacency, box_iou, rle_boxes, rle_centroids, rle_encode, rle_iou, rle_resize
 from .metrics import evaluate
-from .omama import WIDTH, Match, OMaMa, ask_back, describe, matching_loss, sample_candidates
+from .omama import WIDTH, Match, OMaMa, ask_back, describe, geometric_prior, matching_loss, sample_candidates
 
 # %% ../nbs/08_training.ipynb #36d6702f
 class _Features:
@@ -131,7 +131,7 @@ class LiveFeatures(_Features):
         rles = [rle_resize(r, size) for r in masks.values()]
         return describe(self.full_map(take, camera, frame), rles, rle_boxes(rles), size, self.context(view_of(camera)))
 
-# %% ../nbs/08_training.ipynb #21a0f52f
+# %% ../nbs/08_training.ipynb #8b31a4a0
 class FramePair(NamedTuple):
     "The frames of two cameras, and the objects that are looked for"
     take:str
@@ -150,6 +150,9 @@ class FramePair(NamedTuple):
     neighbours:np.ndarray # bool [P, P], `masks.adjacency`
     rivals:Tensor|None    # float32 [R, 2C], descriptors of the source view's proposals, if they are wanted
     rival_iou:np.ndarray  # float64 [B, R], mask IoU of each object with each of them
+    source_places:np.ndarray # float64 [B, 2], centroids of the objects, row and column in image heights
+    rival_places:np.ndarray  # float64 [R, 2], of the rivals
+    dest_places:np.ndarray   # float64 [P, 2], of the proposals
 
     @property
     def visible(self) -> np.ndarray: "bool [B]"; return self.truth>=0
@@ -160,7 +163,7 @@ class FramePair(NamedTuple):
         places # Which of the B objects
     ) -> 'FramePair':
         "The same frames, asked for fewer objects"
-        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'iou', 'box_iou', 'rival_iou')})
+        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'iou', 'box_iou', 'rival_iou', 'source_places')})
 
 # %% ../nbs/08_training.ipynb #cell021
 def proposals_name(
@@ -169,7 +172,7 @@ def proposals_name(
     "Which proposals they are, for the record, and for the descriptors that are kept of them"
     return getattr(proposals, '__name__', 'function') if callable(proposals) else proposals.folder.name
 
-# %% ../nbs/08_training.ipynb #e365a286
+# %% ../nbs/08_training.ipynb #32b3acd0
 class FramePairs:
     "The pairs of a split, frame pair by frame pair"
     def __init__(self,
@@ -180,7 +183,7 @@ class FramePairs:
         proposals,              # A `ProposalStore`, or a function of take, camera and frame that gives RLEs of one size
         pairs:pd.DataFrame=None,# Other pairs than those of the split's pair file
         order:int=2,            # Of the adjacency
-        rivals:bool=False       # Give the source view's proposals, too, to ask back (`omama.ask_back`)
+        rivals:bool=False       # Give the source view's proposals, too, for `omama.ask_back` and `omama.geometric_prior`
     ):
         self.root, self.direction, self.features, self.order, self.rivals = Path(root), Direction(direction), features, order, rivals
         self.propose = proposals if callable(proposals) else lambda *where: proposals.read(*where).rles
@@ -219,22 +222,27 @@ def _keep_descriptors(self:FramePairs):
 @patch
 def _named_proposals(self:FramePairs, take, camera, frame) -> dict: return dict(enumerate(self.propose(take, camera, frame)))
 
-# %% ../nbs/08_training.ipynb #c4f3ec45
+# %% ../nbs/08_training.ipynb #7a5b5937
+def _places(rles) -> np.ndarray: # float64 [N, 2]
+    "Centroids of masks, row and column in image heights"
+    return (rle_centroids(rles)+.5)/np.array([r['size'][0] for r in rles], float).reshape(-1, 1)
+
 @patch
 def overlaps(self:FramePairs,
     i:int # Which frame pair
-) -> tuple: # [B, P] mask IoU, [B, P] box IoU, [P, P] neighbours, [B, R] mask IoU in the source view
-    "How each object's masks overlap with the proposals, and which proposals are neighbours"
+) -> tuple: # [B, P] mask IoU, [B, P] box IoU, [P, P] neighbours, [B, R] mask IoU in the source view, [B, 2], [R, 2] and [P, 2] centroids
+    "How each object's masks overlap with the proposals, which proposals are neighbours, and where everything is"
     take, source, camera, frame = self.keys[i]
     proposals, seen, names = self.propose(take, camera, frame), self.objects(take, camera, frame), self.names(i)
     rivals = self.propose(take, source, frame) if self.rivals else []
-    here = [rle_resize(self.annotations.rle(take, o, source, frame), rivals[0]['size']) for o in names] if rivals else []
+    objects = [self.annotations.rle(take, o, source, frame) for o in names]
+    here = [rle_resize(o, rivals[0]['size']) for o in objects] if rivals else []
     iou, boxes = np.zeros((2, len(names), len(proposals)))
     there = [b for b,o in enumerate(names) if o in seen]
     if proposals and there:
         truths = [rle_resize(seen[names[b]], proposals[0]['size']) for b in there]
         iou[there], boxes[there] = rle_iou(truths, proposals), box_iou(rle_boxes(truths), rle_boxes(proposals))
-    return iou, boxes, adjacency(proposals, self.order), rle_iou(here, rivals) if rivals else np.zeros((len(names), 0))
+    return iou, boxes, adjacency(proposals, self.order), rle_iou(here, rivals) if rivals else np.zeros((len(names), 0)), *map(_places, (objects, rivals, proposals))
 
 @patch
 def __getitem__(self:FramePairs, i:int) -> FramePair:
@@ -250,8 +258,8 @@ def __getitem__(self:FramePairs, i:int) -> FramePair:
                             self.features.descriptors('truth', take, dest, frame, seen)[[list(seen).index(o) for o in there]]])
     maps = self.features.map(take, source, frame), self.features.map(take, dest, frame)
     rivals = self.features.descriptors(self.kind, take, source, frame, self._named_proposals(take, source, frame)) if self.rivals else None
-    iou, boxes, neighbours, rival_iou = self.overlaps(i)
-    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, iou, boxes, neighbours, rivals, rival_iou)
+    iou, boxes, neighbours, *others = self.overlaps(i)
+    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, iou, boxes, neighbours, rivals, *others)
 
 # %% ../nbs/08_training.ipynb #cell035
 def cosine_scores(pair:FramePair) -> tuple[Tensor,Tensor]: # Similarity [B, P], confidence [B]
@@ -275,22 +283,25 @@ def _with_confidence(similarity:Tensor) -> tuple[Tensor,Tensor]:
     if not similarity.shape[1]: return similarity, similarity.new_zeros(len(similarity))
     return similarity, similarity.max(1).values.sigmoid()
 
-# %% ../nbs/08_training.ipynb #7331f416
+# %% ../nbs/08_training.ipynb #656efdde
 def matcher_scores(
     matcher:OMaMa,
     existence:bool=False, # Confidence by `OMaMa.existence`, which must have been trained or calibrated
-    mutual:bool=False     # Ask back; the frame pairs must have rivals
+    mutual:bool=False,    # Ask back; the frame pairs must have rivals
+    geometry:bool=False   # Expect a candidate where the other matches put it; the frame pairs must have rivals
 ):
     "Scores by a matcher"
     @torch.no_grad()
     def scores(pair:FramePair) -> tuple[Tensor,Tensor]:
         device = matcher.source_positions.device
-        if mutual and pair.rivals is None: raise ArgumentError('this matcher asks back; take the frame pairs with rivals=True', take=pair.take, camera=pair.source_cam, frame=pair.frame)
-        sources = pair.sources if mutual else pair.source
+        together = mutual or geometry
+        if together and pair.rivals is None: raise ArgumentError('this matcher looks at all things of the source view; take the frame pairs with rivals=True', take=pair.take, camera=pair.source_cam, frame=pair.frame)
+        sources = pair.sources if together else pair.source
         source, dest, source_map, dest_map = (x.to(device) for x in (sources, pair.dest[:len(pair.proposals)], pair.source_map, pair.dest_map))
         match, B = matcher.match(source[:,None], dest[None], source_map[None], dest_map[None]), len(pair.source)
-        asked = match.similarity.float().cpu()
-        if mutual: asked = ask_back(asked[:B], asked[B:], torch.from_numpy(pair.rival_iou>=.5))
+        found = match.similarity.float().cpu()
+        asked = ask_back(found[:B], found[B:], torch.from_numpy(pair.rival_iou>=.5)) if mutual else found[:B]
+        if geometry: asked = asked + geometric_prior(found, np.concatenate([pair.source_places, pair.rival_places]), pair.dest_places)[:B]
         similarity, confidence = _with_confidence(asked)
         there = matcher.existence(match._replace(similarity=asked.to(device))).double().softmax(1)[:,1].cpu()
         return similarity, there if existence and len(dest) else confidence
@@ -349,7 +360,7 @@ def batches(
     cuts = [slice(k, k+batch_size) for k in range(0, len(which), batch_size)]
     return [[(int(i), place[c][which[c]==i]) for i in dict.fromkeys(which[c])] for c in cuts]
 
-# %% ../nbs/08_training.ipynb #b9ca7007
+# %% ../nbs/08_training.ipynb #2d2d794c
 class Sample(NamedTuple):
     "What the matcher is shown of a frame pair in training"
     pair:FramePair        # With no more rivals than there are to be
@@ -372,7 +383,7 @@ def draw_sample(
         drawn.append((np.where(c.index<0, max(truth, 0), c.index), c.target, c.valid))
     if pair.rivals is not None:
         kept = np.random.default_rng((seed, epoch, int(pair.rows[0]), 1)).permutation(len(pair.rivals))[:rivals]
-        pair = pair._replace(rivals=pair.rivals[kept], rival_iou=pair.rival_iou[:,kept])
+        pair = pair._replace(rivals=pair.rivals[kept], rival_iou=pair.rival_iou[:,kept], rival_places=pair.rival_places[kept])
     return Sample(pair, *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
 
 # %% ../nbs/08_training.ipynb #cell051
@@ -502,7 +513,7 @@ def informed_start(
     second.weight.copy_(rotation()); second.bias.copy_(lift-second.weight@lift)
     third.weight.copy_(rotation()); third.bias.copy_(-third.weight@lift)
 
-# %% ../nbs/08_training.ipynb #1e9a6306
+# %% ../nbs/08_training.ipynb #d9dc671c
 @dataclass
 class Settings:
     "What decides how a matcher is trained; the defaults are the report's"
@@ -520,6 +531,7 @@ class Settings:
     rivals:int=64            # Most things of the source view that a training pair is asked back about
     existence:float=0.       # Weight of the existence loss; 0 leaves existence untrained
     calibrate:bool=False     # Draw the line between absent and there on the validation pairs
+    geometry:bool=False      # In use, expect a candidate where the other matches put it
     whiten:bool=False        # Start with `informed_start`
     count:int=None           # Train on so many pairs, drawn once
     balanced:bool=False      # Draw them balanced over (take, object)
@@ -531,12 +543,12 @@ class Settings:
             if not lowest<=getattr(self, k)<math.inf: raise ArgumentError(f'{k} must be at least {lowest}, not {getattr(self, k)}')
 
     @property
-    def uses(self) -> tuple[bool,bool]: "Whether `existence` was learned, and whether the matcher asks back: for `matcher_scores`"; return self.existence>0 or self.calibrate, self.mutual>0
+    def uses(self) -> dict: "How the matcher answers: the arguments of `matcher_scores`"; return dict(existence=self.existence>0 or self.calibrate, mutual=self.mutual>0, geometry=self.geometry)
 
 PRESETS = {'report': {}, 'report-dinov3': dict(batch_size=4, candidates=16), 'reference': dict(epochs=3, batch_size=24, lr=8e-5, clip=0.),
-           'mini': dict(epochs=2, batch_size=32, lr=1e-4, warmup=10, mutual=1., calibrate=True, whiten=True, keep_out=True)}
+           'mini': dict(epochs=1, batch_size=32, lr=1e-4, warmup=10, mutual=1., calibrate=True, geometry=True, whiten=True, keep_out=True)}
 
-# %% ../nbs/08_training.ipynb #8d1611bf
+# %% ../nbs/08_training.ipynb #f38d7ab5
 class Run:
     "A training's folder"
     def __init__(self, folder:str|Path):
@@ -560,9 +572,9 @@ class Run:
         return (self.folder/'history.csv').is_file() and len(self.history)>=self.config['settings']['epochs']
 
     def pairs(self, split:str, features, proposals, pairs:pd.DataFrame=None) -> 'FramePairs':
-        "A split's frame pairs as this run's matcher wants them: with rivals if it asks back"
+        "A split's frame pairs as this run's matcher wants them: with rivals if it looks at them"
         settings = Settings(**self.config['settings'])
-        return FramePairs(self.root, split, self.config['direction'], features, proposals, pairs, settings.order, rivals=settings.uses[1])
+        return FramePairs(self.root, split, self.config['direction'], features, proposals, pairs, settings.order, rivals=settings.mutual>0 or settings.geometry)
 
 # %% ../nbs/08_training.ipynb #cell071
 def read_progress(
@@ -649,7 +661,7 @@ def existence_balance(pairs:FramePairs) -> tuple[float,float]:
     there = np.concatenate([[o in seen for o in pairs.names(i)] for i, (t, _, c, f) in enumerate(pairs.keys) for seen in [pairs.objects(t, c, f)]])
     return tuple(len(there)/2/max(n, 1) for n in ((~there).sum(), there.sum()))
 
-# %% ../nbs/08_training.ipynb #0586281b
+# %% ../nbs/08_training.ipynb #7a102689
 class Trainer:
     "A training in progress"
     def __init__(self,
@@ -663,7 +675,7 @@ class Trainer:
         matcher = first_matcher(train, settings)
         objective = Objective(matcher, settings.existence, settings.mutual, existence_balance(train) if settings.existence else (1., 1.))
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.matcher, self.parameters = matcher, parameters
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.steps = len(self.batches(0))
@@ -708,14 +720,14 @@ def train_epoch(self:Trainer, save_every:int):
             bar.update(); bar.set_postfix(loss=f'{self.sums[0]/self.sums[-1]:.3f}')
             if self.step%save_every==0: self.save()
 
-# %% ../nbs/08_training.ipynb #aa43b1cf
+# %% ../nbs/08_training.ipynb #fa0bd339
 @patch
 def validate(self:Trainer) -> dict:
     "Loss and metrics on the validation pairs"
     from accelerate.utils import gather_object
     a, size = self.accelerator, self.val.features.image_size(self.val.direction.dest)
     self.objective.eval()
-    scores = matcher_scores(self.matcher, *self.settings.uses)
+    scores = matcher_scores(self.matcher, **self.settings.uses)
     answers = gather_object([x for i in range(a.process_index, len(self.val), a.num_processes) for x in _answers(scores, self.val[i], size)])
     if self.settings.calibrate: answers = self.calibrated(answers)
     summary = evaluate(self.truth, _prediction(self.val, answers), self.val.direction).summary
@@ -799,6 +811,23 @@ def fit(
         a.wait_for_everyone()
     return run
 
+# %% ../nbs/08_training.ipynb #98e16ef2
+def _fit_alone(root, name, features, proposals, settings) -> Run:
+    torch.set_num_threads(1)
+    return fit(root, name, features, proposals, resume=True, **settings)
+
+def fit_all(
+    root:str|Path, # A root with pairs
+    runs:dict,     # Name of a run → its direction and `Settings`, as `fit` takes them
+    features,      # `StoredFeatures`
+    proposals,     # A `ProposalStore`
+    workers:int=1  # Processes, each with one thread, that share the work
+) -> dict[str,Run]:
+    "Several trainings; goes on with those that are there"
+    todo = [(root, name, features, proposals, settings) for name, settings in runs.items()]
+    if workers!=1: return dict(zip(runs, share(_fit_alone, todo, workers)))
+    return {name: fit(root, name, features, proposals, resume=True, **settings) for name, settings in runs.items()}
+
 # %% ../nbs/08_training.ipynb #cell103
 class LiveCurve:
     "For `each_epoch` of `fit`: losses and validation metrics, drawn anew after each epoch"
@@ -815,7 +844,7 @@ class LiveCurve:
         else: self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/08_training.ipynb #8220b188
+# %% ../nbs/08_training.ipynb #8c804502
 def run_scores(
     run:Run,          # A training
     features,         # What its matcher will be shown
@@ -824,7 +853,7 @@ def run_scores(
     "Scores by a run's matcher, for `predict`; `DataError` for other features than it was trained on"
     config = run.config
     if other := differences(config['features'], features.made_with): raise DataError(f'these features do not fit the run: they were made with {other}', file=run.folder)
-    return matcher_scores(run.matcher(which), *Settings(**config['settings']).uses)
+    return matcher_scores(run.matcher(which), **Settings(**config['settings']).uses)
 
 # %% ../nbs/08_training.ipynb #cell121
 def temporal_consistency(
