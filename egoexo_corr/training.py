@@ -811,7 +811,7 @@ def fit(
         a.wait_for_everyone()
     return run
 
-# %% ../nbs/08_training.ipynb #98e16ef2
+# %% ../nbs/08_training.ipynb #98aea2d5
 def _fit_alone(root, name, features, proposals, settings) -> Run:
     torch.set_num_threads(1)
     return fit(root, name, features, proposals, resume=True, **settings)
@@ -824,6 +824,7 @@ def fit_all(
     workers:int=1  # Processes, each with one thread, that share the work
 ) -> dict[str,Run]:
     "Several trainings; goes on with those that are there"
+    if workers!=1 and (isinstance(features, LiveFeatures) or callable(proposals)): raise ArgumentError('trainings side by side need StoredFeatures and a ProposalStore')
     todo = [(root, name, features, proposals, settings) for name, settings in runs.items()]
     if workers!=1: return dict(zip(runs, share(_fit_alone, todo, workers)))
     return {name: fit(root, name, features, proposals, resume=True, **settings) for name, settings in runs.items()}
