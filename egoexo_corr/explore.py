@@ -889,7 +889,7 @@ def _thumb(self:ResultExplorer, row) -> np.ndarray:
         self.made[key] = np.concatenate([small_text(text, (17, THUMB[1]-4)), look])
     return self.made[key]
 
-# %% ../nbs/10_explore.ipynb #43c08e04
+# %% ../nbs/10_explore.ipynb #062d5cba
 class Scene(NamedTuple):
     "Two frames as a matcher sees them"
     title:str
@@ -920,8 +920,7 @@ class PairScenes:
         here, seen = pairs.objects(take, source, frame), pairs.objects(take, dest, frame)
         images = tuple(load_frame(pairs.root, take, c, frame) for c in (source, dest))
         return Scene(f'{take[:8]}, {source} → {dest}, frame {frame}', images, [here[n] for n in names], names, [seen.get(n) for n in names],
-                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map), pair.rivals, pair.rival_iou>=.5,
-                     (np.concatenate([pair.source_places, pair.rival_places]), pair.dest_places))
+                     pair.proposals, pair.source, pair.dest[:len(pair.proposals)], (pair.source_map, pair.dest_map), pair.rivals, pair.rival_iou>=.5, pair.places)
 
 # %% ../nbs/10_explore.ipynb #cell095
 class PhotoScene:

@@ -131,7 +131,7 @@ class LiveFeatures(_Features):
         rles = [rle_resize(r, size) for r in masks.values()]
         return describe(self.full_map(take, camera, frame), rles, rle_boxes(rles), size, self.context(view_of(camera)))
 
-# %% ../nbs/08_training.ipynb #8b31a4a0
+# %% ../nbs/08_training.ipynb #8e07d911
 class FramePair(NamedTuple):
     "The frames of two cameras, and the objects that are looked for"
     take:str
@@ -158,6 +158,8 @@ class FramePair(NamedTuple):
     def visible(self) -> np.ndarray: "bool [B]"; return self.truth>=0
     @property
     def sources(self) -> Tensor: "float32 [B+R, 2C], the objects and after them the rivals"; return self.source if self.rivals is None else torch.cat([self.source, self.rivals])
+    @property
+    def places(self) -> tuple: "float64 [B+R, 2] and [P, 2], centroids of the objects and the rivals, and of the proposals"; return np.concatenate([self.source_places, self.rival_places]), self.dest_places
 
     def only(self,
         places # Which of the B objects
@@ -283,7 +285,7 @@ def _with_confidence(similarity:Tensor) -> tuple[Tensor,Tensor]:
     if not similarity.shape[1]: return similarity, similarity.new_zeros(len(similarity))
     return similarity, similarity.max(1).values.sigmoid()
 
-# %% ../nbs/08_training.ipynb #656efdde
+# %% ../nbs/08_training.ipynb #b0ec89de
 def matcher_scores(
     matcher:OMaMa,
     existence:bool=False, # Confidence by `OMaMa.existence`, which must have been trained or calibrated
@@ -301,7 +303,7 @@ def matcher_scores(
         match, B = matcher.match(source[:,None], dest[None], source_map[None], dest_map[None]), len(pair.source)
         found = match.similarity.float().cpu()
         asked = ask_back(found[:B], found[B:], torch.from_numpy(pair.rival_iou>=.5)) if mutual else found[:B]
-        if geometry: asked = asked + geometric_prior(found, np.concatenate([pair.source_places, pair.rival_places]), pair.dest_places)[:B]
+        if geometry: asked = asked + geometric_prior(found, *pair.places)[:B]
         similarity, confidence = _with_confidence(asked)
         there = matcher.existence(match._replace(similarity=asked.to(device))).double().softmax(1)[:,1].cpu()
         return similarity, there if existence and len(dest) else confidence
