@@ -9,9 +9,9 @@ __all__ = ['METRICS', 'ARCHIVE_URL', 'ARCHIVE', 'PAIR', 'UNKNOWN', 'TIE', 'HISTO
            'evidence_table', 'overlap_table', 'bootstrap_interval', 'interval_table', 'shared_pairs',
            'paired_difference', 'delta_table', 'archived_history', 'parse_timing_log', 'timing_table',
            'plot_iou_distribution', 'plot_iou_cdf', 'plot_iou_kde', 'plot_delta_iou', 'plot_training', 'plot_timing',
-           'plot_intervals', 'related_work', 'save_table', 'save_figure', 'find_run', 'strata_table', 'unshared_pairs',
-           'Comparison', 'compare', 'readable_runs', 'readable_differences', 'pairs_in_words', 'in_words',
-           'plot_comparison', 'to_page', 'save_comparison']
+           'plot_intervals', 'related_work', 'plot_related_work', 'save_table', 'save_figure', 'find_run',
+           'strata_table', 'unshared_pairs', 'Comparison', 'compare', 'readable_runs', 'readable_differences',
+           'pairs_in_words', 'in_words', 'plot_comparison', 'to_page', 'save_comparison']
 
 # %% ../nbs/09_report.ipynb #cell004
 import os, re
@@ -499,13 +499,69 @@ def plot_intervals(
     return ax
 
 # %% ../nbs/09_report.ipynb #cell063
-def related_work() -> pd.DataFrame: # Indexed by method: where, iou, of
-    "Other methods on Ego-Exo4D correspondence, as published"
-    rows = [('XSegTx', 'Ego-Exo4D benchmark baseline', None, ''), ('XView-XMem', 'Ego-Exo4D benchmark baseline', None, ''),
-            ('O-MaMa', 'ICCV 2025, arXiv 2506.06026', None, ''), ('ObjectRelator', 'ICCV 2025', None, ''),
-            ('LM-EEC', 'NeurIPS 2025', .5498, 'val, ego2exo'), ('V2-SAM', 'November 2025', None, ''),
-            ('cycle-consistent mask prediction', 'CVPR 2026', .4457, 'test, mean of both directions')]
-    return pd.DataFrame(rows, columns=['method', 'where', 'iou', 'of']).set_index('method')
+_RELATED = """
+system                           | ego2exo                      | exo2ego                      | looks at        | with                           | split           | source
+LM-EEC                           | .5498 / .017 / .778 / .642   | .6577 / .031 / .774 / .581   | video           | SAM 2.1-B+, finetuned whole    | test, release 2 | NeurIPS 2025, arXiv 2510.11417
+XView-XMem + XSegTx              | .349 / .038 / .559 / .668    | .250 / .117 / .327 / .597    | video           |                                | test, release 2 | the benchmark's baseline
+ObjectRelator                    | .353 / .036 / .540 / .960    | .403 / .068 / .500 / .974    | frames and text |                                | test, release 2 | ICCV 2025
+V2-SAM                           | .463 / .056 / .616 / –       | .496 / .078 / .575 / –       | frames          | SAM2-L, DINOv3-L               | test, release 2 | CVPR 2026, arXiv 2511.20886
+cycle-consistent mask prediction | .4195 / .038 / .669 / .989   | .4718 / .081 / .591 / .999   | frames          | DINOv3-L, trains at test time  | test, release 2 | CVPR 2026, arXiv 2602.18996
+O-MaMa                           | .426 / .033 / .590 / .500    | .441 / .082 / .524 / .5005   | frames          | FastSAM, DINOv2-B              | test, release 2 | ICCV 2025, arXiv 2506.06026
+O-MaMa's nearest neighbour       | .319 / .195 / .414 / –       | .309 / .127 / .373 / –       | frames          | the same, without training     | test, release 2 | ICCV 2025, arXiv 2506.06026
+XSegTx                           | .190 / .070 / .386 / .663    | .271 / .104 / .358 / .820    | frames          |                                | test, release 2 | the benchmark's baseline
+PSALM, zero-shot                 | .074 / .266 / .121 / –       | .021 / .294 / .058 / –       | frames          |                                | test, release 2 | by O-MaMa's table, arXiv 2506.06026
+VGGT-Segmentor                   | .677 / – / – / –             | .680 / – / – / –             | frames          | VGGT                           | not named       | CVPR 2026, arXiv 2604.13596; second-hand
+O-MaMa                           | .501 / – / – / –             | .542 / – / – / –             | frames          | FastSAM, DINOv2-B              | val, release 1  | second-hand
+DOMR                             | .497 / – / – / –             | .552 / – / – / –             | frames          |                                | val, release 1  | by its abstract
+ObjectRelator                    | .443 / – / – / –             | .509 / – / – / –             | frames and text |                                | val, release 1  | second-hand
+"""
+
+def related_work() -> pd.DataFrame: # Indexed by (system, split); columns (direction, metric) and ('', 'looks at' | 'with' | 'source')
+    "Published systems on Ego-Exo4D correspondence; NaN where nothing is given"
+    header, *rows = ([c.strip() for c in line.split('|')] for line in _RELATED.strip().splitlines())
+    text = pd.DataFrame(rows, columns=header).set_index(['system', 'split'])
+    columns = {}
+    for direction in ('ego2exo', 'exo2ego'):
+        numbers = text[direction].str.split(' / ', expand=True).apply(pd.to_numeric, errors='coerce')
+        columns |= {(direction, m): numbers[i] for i,m in enumerate(('iou', 'location_score', 'shape_acc', 'balanced_acc'))}
+    return pd.DataFrame(columns | {('', c): text[c] for c in ('looks at', 'with', 'source')})
+
+
+# %% ../nbs/09_report.ipynb #d79ed0aa
+_GROUPS = ['video', 'frames and text', 'frames', 'frames, val of release 1 or split not named', "the report: frames, one scenario, other pairs"]
+_MARKS = {'ego2exo': ('o', COLORS[0]), 'exo2ego': ('s', COLORS[4])}
+
+def _related_rows() -> pd.DataFrame: # group, system, ego2exo, exo2ego, same: whether it is of the test split of release 2
+    "The rows of `plot_related_work`, grouped, best first"
+    table, report = related_work(), published().query("~key.str.startswith('casa')", engine='python')
+    rows = pd.DataFrame(dict(system=table.index.get_level_values('system'), group=table['', 'looks at'].to_numpy(), same=table.index.get_level_values('split')=='test, release 2'))
+    for direction in _MARKS: rows[direction] = table[direction, 'iou'].to_numpy()
+    rows.loc[~rows.same, 'system'] += ' (' + rows.group.where(rows.group!='frames', '').str.replace('frames and ', 'and ') + ')'
+    rows['system'] = rows.system.str.replace(' ()', '')
+    rows.loc[~rows.same, 'group'] = _GROUPS[3]
+    own = pd.DataFrame(dict(system=report.model, group=_GROUPS[4], same=False, ego2exo=np.nan, exo2ego=report.iou))
+    rows = pd.concat([rows, own], ignore_index=True)
+    best = rows[list(_MARKS)].mean(axis=1)
+    return rows.assign(rank=rows.group.map(_GROUPS.index), best=-best).sort_values(['rank', 'best'], kind='stable', ignore_index=True)
+
+# %% ../nbs/09_report.ipynb #0914ab3f
+def plot_related_work():
+    "IoU of published systems by what they look at, both directions; the report's rows apart"
+    import matplotlib.pyplot as plt
+    rows = _related_rows()
+    y = np.arange(len(rows)) + 1.3*rows['rank'] # Room for a heading above each group
+    fig, ax = plt.subplots(figsize=(8.5, .235*y.max()+1), dpi=100, layout='constrained')
+    ax.hlines(y, rows.ego2exo, rows.exo2ego, color='0.75', lw=2, zorder=1)
+    for direction,(mark, color) in _MARKS.items():
+        for same, fill in ((True, color), (False, 'white')):
+            some = rows.same==same
+            ax.plot(rows[direction][some], y[some], mark, ms=6, color=color, mfc=fill, label=direction if same else None)
+    for rank,group in rows.groupby('rank'): ax.text(.005, y[group.index[0]]-.95, _GROUPS[rank], fontsize=9, fontweight='bold', va='center')
+    ax.axhspan(y[rows['rank']==len(_GROUPS)-1].min()-1.5, y.max()+.8, color='0.93', zorder=0)
+    ax.set(yticks=y, yticklabels=rows.system, ylim=(y.max()+.8, -1.8), xlim=(0, .75), xlabel='IoU; filled: test of release 2, open: anything else')
+    ax.tick_params(labelsize=9); ax.grid(axis='x', alpha=.3); ax.set_axisbelow(True)
+    ax.legend(loc='lower right', fontsize=9)
+    return ax
 
 # %% ../nbs/09_report.ipynb #cell066
 def save_table(
