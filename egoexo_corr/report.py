@@ -624,7 +624,7 @@ def find_run(
     if not path.is_file(): raise FileError(f'there is no such run, and no archived one of this name ({", ".join(archived_keys())})', file=path)
     predictions = open_json(path)
     direction = _direction_of(predictions, direction)
-    if gt is None: raise ArgumentError(f'a prediction file needs its ground truth, and {path.name} came without; egoexo_predict --gt writes one')
+    if gt is None: raise ArgumentError(f'{path.name} is a prediction file and needs a ground truth: gt=… (first on the command line; egoexo_predict --gt writes one)')
     return RunFiles(path.stem, path.stem, gt, predictions, direction)
 
 # %% ../nbs/09_report.ipynb #4e3b9926
