@@ -140,20 +140,21 @@ class RunFiles(NamedTuple):
     predictions:JsonFile
     direction:Direction
     root:Path|None=None  # Where its pictures are
+    scenarios:dict={}    # Take → scenario, as far as they are known
 
 def _share(rle:dict|None) -> float:
     "Which share of its picture a mask fills; NaN for none"
     return np.nan if rle is None else float(parse_counts(rle['counts'])[1::2].sum()/np.prod(rle['size']))
 
-def _described(observations:pd.DataFrame, truth:JsonFile) -> pd.DataFrame:
+def _described(observations:pd.DataFrame, truth:JsonFile, scenarios:dict) -> pd.DataFrame:
     "Observations with `scenario`, `source_share` and `dest_share`"
     takes, shares = truth.content['annotations'], []
     for take,obj,camera,frame in zip(*(observations[c] for c in ('take', 'object', 'source_cam', 'frame'))):
         try: shares.append(_share(takes[take]['masks'][obj][camera].get(str(frame))))
         except EgoExoError as e: raise e.at(file=truth.file, take=take, object=obj, camera=camera, frame=frame)
     dest = observations.area_gt/(observations.height*observations.width)
-    scenarios = observations['take'].map({t: content.get('scenario') or UNKNOWN for t,content in takes.items()})
-    return observations.assign(scenario=scenarios, source_share=shares, dest_share=dest.where(observations.exists_gt))
+    named = {t: scenarios.get(t) or content.get('scenario') or UNKNOWN for t,content in takes.items()}
+    return observations.assign(scenario=observations['take'].map(named), source_share=shares, dest_share=dest.where(observations.exists_gt))
 
 def score(
     files:RunFiles,
@@ -163,7 +164,7 @@ def score(
 ) -> Result:
     "A run, its predictions scored by `metrics.evaluate`"
     scored = evaluate(files.truth, files.predictions, files.direction, protocol, resize, partial)
-    observations = _described(scored.observations, files.truth)
+    observations = _described(scored.observations, files.truth, files.scenarios)
     return Result(files.key, files.label, observations, None, scored.unanswered, scored.unasked)
 
 
@@ -179,8 +180,8 @@ def _archived_files(key:str) -> RunFiles:
     row = _published_row(key)
     if not row.folder: raise DataError(f'{row.model} was published without its predictions')
     truth, predictions = (open_json(archive_file(_in_folder(row.folder, s))) for s in ('exo2egoGT', 'exo2ego_predictions'))
-    for take in truth.content['annotations'].values(): take['scenario'] = 'Casa Gio' if key.startswith('casa_gio') else 'Health'
-    return RunFiles(key, row.model, truth, predictions, Direction.exo2ego)
+    scenario = 'Casa Gio' if key.startswith('casa_gio') else 'Health'
+    return RunFiles(key, row.model, truth, predictions, Direction.exo2ego, scenarios=dict.fromkeys(truth.content['annotations'], scenario))
 
 def archived_result(
     key:str # A key of `published()` that has a folder
@@ -604,10 +605,10 @@ def _trained_files(folder:Path, gt:JsonFile|None, split:str) -> RunFiles:
     if not path.is_file(): raise FileError('the run has no predictions for this split; make them with egoexo_predict', file=path)
     predictions = open_json(path)
     direction = _direction_of(predictions, None)
-    if gt is None:
-        gt, annotations = JsonFile(ground_truth(root, split, str(direction))), Annotations(root)
-        for take,content in gt.content['annotations'].items(): content['scenario'] = annotations[take].scenario
-    return RunFiles(folder.name, folder.name, gt, predictions, direction, root if (root/'processed').is_dir() else None)
+    gt = gt or JsonFile(ground_truth(root, split, str(direction)))
+    annotations, takes = Annotations(root, keep=1), gt.content.get('annotations', {})
+    scenarios = {t: annotations[t].scenario for t in takes if (root/'processed'/t).is_dir()}
+    return RunFiles(folder.name, folder.name, gt, predictions, direction, root if scenarios else None, scenarios)
 
 # %% ../nbs/09_report.ipynb #f131da04
 def find_run(
