@@ -293,7 +293,7 @@ def _with_truth(paths:list[str]):
 @call_parse
 @_one_line_errors
 def egoexo_compare(
-    runs:Param('A ground-truth JSON, then prediction JSONs, folders of trainings, keys of archived runs', str, nargs='+'),
+    runs:Param('A ground-truth JSON; then prediction JSONs, trainings, keys of archived runs', str, nargs='+'),
     out:str=None,            # Folder for tables (CSV, LaTeX), figure (PNG, PDF) and a page with all of it (HTML)
     direction:str=None,      # exo2ego or ego2exo, where a file holds both
     protocol:str='omama',    # omama or official
@@ -323,10 +323,12 @@ def _whole_split(root:str, split:str) -> dict: # As a ground-truth JSON
     for uid in read_splits(Path(root)/'processed'/'split.json').get(split, []):
         take = annotations[uid]
         looked_at = take.annotated or {}
-        takes[uid] = {'masks': {obj: take.masks.get(obj, {}) for obj in take.masks | looked_at}, 'subsample_idx': take.frames}
+        masks = {obj: take.masks.get(obj, {}) for obj in take.masks | looked_at}
+        takes[uid] = {'masks': masks, 'subsample_idx': take.frames}
         cameras = {c for cs in (*take.masks.values(), *looked_at.values()) for c in cs}
         takes[uid]['sizes'] = _camera_sizes(root, uid, cameras)
-        if looked_at: takes[uid]['annotated_frames'] = {o: {c: sorted(f) for c,f in cs.items()} for o,cs in looked_at.items()}
+        frames = {o: {c: sorted(f) for c,f in cs.items()} for o,cs in looked_at.items()}
+        if frames: takes[uid]['annotated_frames'] = frames
     if not takes: raise ArgumentError(f'{root} has no take of the split {split!r}')
     return {'annotations': takes}
 
@@ -340,11 +342,11 @@ def egoexo_submit(
     fill:store_true=False,     # Call scored pairs without an answer absent
     out:str='submission.json'  # Where to write
 ):
-    "Write the file that the correspondence challenge takes: both directions, every object, masks at each camera's official size"
+    "Write what the correspondence challenge takes: both directions, every object, masks at the official sizes"
     from egoexo_corr.metrics import CHALLENGE_RESTS, submission
     made = submission(ego2exo, exo2ego, _whole_split(truth, split) if Path(truth).is_dir() else truth, fill)
     write_json(out, made.content)
-    print(f'{out}: {made}, {Path(out).stat().st_size/1e6:.1f} MB', CHALLENGE_RESTS, sep='\n')
+    print(f'{out}: {made}, {Path(out).stat().st_size/1e6:.2f} MB', CHALLENGE_RESTS, sep='\n')
 
 
 # %% ../nbs/11_cli.ipynb #cell043

@@ -522,7 +522,8 @@ def run_masks(
     scored = evaluate(truth, predictions, direction, partial=True)
     n, lost = len(scored.observations), len(scored.unanswered)
     if lost: label = f'{label} ({n} of {n+lost} pairs)'
-    return RunMasks(label, scored.observations, truth.content['annotations'], predictions.content[scored.direction.results_key]['results'], root and Path(root))
+    results = predictions.content[scored.direction.results_key]['results']
+    return RunMasks(label, scored.observations, truth.content['annotations'], results, root and Path(root))
 
 # %% ../nbs/10_explore.ipynb #cell056
 def open_masks(

@@ -189,9 +189,10 @@ def _check_names(results:dict, known:dict):
 
 def _is_answered(results:dict, take, obj, source, dest, frame) -> bool:
     "Whether a file says anything about an observation"
-    try: return frame in results[take]['masks'][obj][f'{source}_{dest}']
+    try: entries = results[take]['masks'][obj][f'{source}_{dest}']
     except KeyError: return False
     except TypeError: return True
+    return frame in entries if isinstance(entries, dict) else True
 
 def _prediction(results:dict, take, obj, source, dest, frame) -> tuple[Runs,float]:
     "The predicted mask and confidence of one observation"
@@ -231,7 +232,7 @@ class Evaluation:
     observations:pd.DataFrame # A row per observation
     direction:Direction
     protocol:str
-    unanswered:list = field(default_factory=list) # (take, object, source_cam, dest_cam, frame) that a partial file leaves out
+    unanswered:list = field(default_factory=list) # (take, object, source, dest, frame) that a partial file leaves out
     unasked:int = 0           # Answers of a partial file that the ground truth does not ask for
 
     def save(self, path:str|Path):
@@ -300,7 +301,8 @@ def _read_from(file, rows):
 def _sources(gt, pred, direction:Direction) -> tuple[JsonFile,JsonFile]:
     "The takes of ground truth and of predictions, which know each other's names"
     truth, answers = _content(gt, ['annotations']), _content(pred, [direction.results_key, 'results'])
-    with _placed(file=truth.file): known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t,a in truth.content.items()}
+    with _placed(file=truth.file):
+        known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t,a in truth.content.items()}
     with _placed(file=answers.file): _check_names(answers.content, known)
     return truth, answers
 
@@ -332,21 +334,33 @@ def evaluate(
         with _placed(file=gt_file, **place): gt = None if true_rle is None else rle_runs(true_rle)
         with _placed(file=pred_file, **place): row = _row(gt, *_prediction(results, *pair, frame), protocol, resize)
         rows.append((*pair, int(frame), *row))
-    if unanswered and not rows: raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=pred_file)
+    if unanswered and not rows:
+        raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=pred_file)
     if not rows: raise DataError(f'the ground truth holds no observation for {direction}: no frame is annotated in both views', file=gt_file)
     table = pd.DataFrame(rows, columns=COLUMNS)
     unasked = _count_answers(results)-len(rows) if partial else 0
     return Evaluation(summarize(table), table, direction, protocol, unanswered, unasked)
 
 # %% ../nbs/02_metrics.ipynb #cell058
-CHALLENGE_RESTS = 'The challenge was not held in 2026 and its hosts are moving from EvalAI to CodaBench: ask them before you upload.'
+CHALLENGE_RESTS = ('The challenge was not held in 2026 and its hosts are moving from EvalAI to CodaBench: '
+                   'ask them before you upload.')
 
 def _official_sizes(content:dict) -> dict: # Camera → (height, width)
     "The official size of a take's cameras: by a mask of each, else by `sizes`, which a take may have"
     sizes = dict(content.get('sizes', {}))
-    for cameras in content['masks'].values():
-        sizes |= {camera: next(iter(frames.values()))['size'] for camera,frames in cameras.items() if frames}
+    for obj,cameras in content['masks'].items():
+        for camera,frames in cameras.items():
+            with _placed(object=obj, camera=camera): sizes |= {camera: rle_runs(r)[:2] for r in list(frames.values())[:1]}
     return {camera: official_size(size) for camera,size in sizes.items()}
+
+def _check_take(content:dict):
+    "Refuse a take of the ground truth whose tables are none"
+    looked_at = _field(content, 'annotated_frames', dict, 'the take') if 'annotated_frames' in content else {}
+    for obj,cameras in content['masks'].items():
+        with _placed(object=obj):
+            _cameras(cameras, dict)
+            _cameras(looked_at.get(obj, {}), list)
+    _official_sizes(content)
 
 def _asked(content:dict, direction:Direction):
     "Yields (object, source, dest, frame, scored) of a take; frame `None` where the source never has the object"
@@ -368,12 +382,13 @@ def _absent(size:tuple[int,int]) -> dict:
 # %% ../nbs/02_metrics.ipynb #cell059
 def _official_take(take:str, content:dict, results:dict, direction:Direction, counts:dict) -> dict:
     "A take's answers as the challenge takes them; `counts` counts them, and keeps scored pairs that have none"
-    sizes, masks = _official_sizes(content), {obj: {} for obj in content['masks']}
+    with _placed(take=take): sizes, masks = _official_sizes(content), {obj: {} for obj in content['masks']}
     for obj,source,dest,frame,scored in _asked(content, direction):
         entries = masks[obj].setdefault(f'{source}_{dest}', {})
         if frame is None: continue
         place = dict(take=take, object=obj, camera=f'{source} → {dest}', frame=frame)
-        if dest not in sizes: raise DataError("no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}", **place)
+        if dest not in sizes:
+            raise DataError("no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}", **place)
         if _is_answered(results, take, obj, source, dest, frame):
             with _placed(**place): runs, confidence = _prediction(results, take, obj, source, dest, frame)
             entries[frame] = {'pred_mask': rle_from_runs(resize_runs(runs, sizes[dest])), 'confidence': confidence}
@@ -395,7 +410,8 @@ class Submission(NamedTuple):
     unasked:int  # Answers that nobody asks for, left out
 
     def __str__(self):
-        return f'{self.given:,} answers, {self.absent:,} filled in as absent, {self.unasked:,} that nobody asks for left out'
+        filled = f'{self.absent:,} filled in as absent'
+        return f'{self.given:,} answers, {filled}, {self.unasked:,} that nobody asks for left out'
 
 def submission(
     ego2exo:str|Path|dict, # Predictions in ego2exo: a file or its parsed JSON
@@ -408,10 +424,12 @@ def submission(
     unasked = 0
     for d,pred in ((Direction.ego2exo, ego2exo), (Direction.exo2ego, exo2ego)):
         (takes, _), (results, file) = _sources(truth, pred, d)
+        for take,asked in takes.items():
+            with _placed(file=truth.file, take=take): _check_take(asked)
         with _placed(file=file): done = {t: _official_take(t, takes[t], results, d, counts) for t in takes}
         content[d.results_key] = {'version': 'xx', 'challenge': 'xx', 'results': done}
         unasked += _count_answers(results)
         if counts['missing'] and not fill:
-            raise DataError(f"{len(counts['missing']):,} scored pairs have no answer, this one first: answer them, or fill=True (--fill) calls them absent",
-                            file=file, **counts['missing'][0])
+            raise DataError(f"{len(counts['missing']):,} scored pairs have no answer, this one first: answer them, "
+                            'or fill=True (--fill) calls them absent', file=file, **counts['missing'][0])
     return Submission(content, counts['given'], counts['absent'], unasked-counts['given'])

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, fetch, read_json, view_of
+from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, MaskError, atomic_path, fetch,
+                              read_json, view_of)
 from .masks import parse_counts
 from .metrics import JsonFile, balanced_accuracy, evaluate, open_json, summarize
 
@@ -123,7 +124,9 @@ class Result:
     unasked:int = 0                  # Answers that the ground truth does not score
 
     @property
-    def direction(self) -> Direction: "By its source cameras"; return Direction.exo2ego if view_of(self.observations.source_cam.iloc[0])=='exo' else Direction.ego2exo
+    def direction(self) -> Direction:
+        "By its source cameras"
+        return Direction.exo2ego if view_of(self.observations.source_cam.iloc[0])=='exo' else Direction.ego2exo
     @property
     def summary(self) -> dict: "The benchmark's numbers"; return summarize(self.observations)
     @property
@@ -144,7 +147,11 @@ class RunFiles(NamedTuple):
 
 def _share(rle:dict|None) -> float:
     "Which share of its picture a mask fills; NaN for none"
-    return np.nan if rle is None else float(parse_counts(rle['counts'])[1::2].sum()/np.prod(rle['size']))
+    if rle is None: return np.nan
+    try: height, width = rle['size']
+    except (KeyError, TypeError, ValueError): raise MaskError('the mask in the source view is no RLE') from None
+    if 'counts' not in rle: raise MaskError('the mask in the source view is no RLE')
+    return float(parse_counts(rle['counts'])[1::2].sum()/(height*width))
 
 def _described(observations:pd.DataFrame, truth:JsonFile, scenarios:dict) -> pd.DataFrame:
     "Observations with `scenario`, `source_share` and `dest_share`"
@@ -154,7 +161,8 @@ def _described(observations:pd.DataFrame, truth:JsonFile, scenarios:dict) -> pd.
         except EgoExoError as e: raise e.at(file=truth.file, take=take, object=obj, camera=camera, frame=frame)
     dest = observations.area_gt/(observations.height*observations.width)
     named = {t: scenarios.get(t) or content.get('scenario') or UNKNOWN for t,content in takes.items()}
-    return observations.assign(scenario=observations['take'].map(named), source_share=shares, dest_share=dest.where(observations.exists_gt))
+    dest = dest.where(observations.exists_gt)
+    return observations.assign(scenario=observations['take'].map(named), source_share=shares, dest_share=dest)
 
 def score(
     files:RunFiles,
@@ -179,9 +187,11 @@ def _archived_files(key:str) -> RunFiles:
     "The files of one of the report's runs"
     row = _published_row(key)
     if not row.folder: raise DataError(f'{row.model} was published without its predictions')
-    truth, predictions = (open_json(archive_file(_in_folder(row.folder, s))) for s in ('exo2egoGT', 'exo2ego_predictions'))
+    files = [archive_file(_in_folder(row.folder, start)) for start in ('exo2egoGT', 'exo2ego_predictions')]
+    truth, predictions = map(open_json, files)
     scenario = 'Casa Gio' if key.startswith('casa_gio') else 'Health'
-    return RunFiles(key, row.model, truth, predictions, Direction.exo2ego, scenarios=dict.fromkeys(truth.content['annotations'], scenario))
+    scenarios = dict.fromkeys(truth.content['annotations'], scenario)
+    return RunFiles(key, row.model, truth, predictions, Direction.exo2ego, scenarios=scenarios)
 
 def archived_result(
     key:str # A key of `published()` that has a folder
@@ -284,7 +294,8 @@ def bootstrap_interval(
             return np.nansum(rates, 0)/(~np.isnan(rates)).sum(0)
     mean = float(means(np.ones((1, len(sums))))[0])
     if len(sums)<2: return mean, np.nan, np.nan
-    weights = _cluster_weights(sums.index.to_frame(index=False, name=['take', 'object']), n, np.random.default_rng(seed))
+    tracks = sums.index.to_frame(index=False, name=['take', 'object'])
+    weights = _cluster_weights(tracks, n, np.random.default_rng(seed))
     low, high = np.nanquantile(means(weights.astype(float)), [(1-level)/2, (1+level)/2])
     return mean, float(low), float(high)
 
@@ -312,7 +323,7 @@ def shared_pairs(
     a:Result,
     b:Result
 ) -> pd.DataFrame: # PAIR, exists_gt, and each metric with suffixes _a, _b and d_ for b − a
-    "The observations of pairs that two results share; d_balanced_acc is 1, 0 or −1 as b is right about existence and a is not"
+    "The observations of pairs that two results share; d_balanced_acc is 1 where only b is right about existence, −1 where only a"
     frames = (_complete(r.observations) for r in (a, b))
     both = next(frames).merge(next(frames), on=PAIR, suffixes=('_a', '_b'), validate='one_to_one')
     if not (both.exists_gt_a==both.exists_gt_b).all(): raise DataError(f'{a.label} and {b.label} disagree about which objects exist')
@@ -335,10 +346,12 @@ def _mean(rows:pd.DataFrame, metric:str, which:str) -> float:
 def _difference(both:pd.DataFrame, metric:str='iou', n:int=2000) -> dict:
     "`paired_difference` of rows of `shared_pairs`"
     rows = both if metric=='balanced_acc' else both[both.exists_gt]
-    counts = dict(pairs=len(rows), takes=rows['take'].nunique(), objects=len(rows[['take', 'object']].drop_duplicates()))
+    objects = len(rows[['take', 'object']].drop_duplicates())
+    counts = dict(pairs=len(rows), takes=rows['take'].nunique(), objects=objects)
     if not len(rows): return counts | dict.fromkeys(('mean_a', 'mean_b', 'difference', 'low', 'high'), np.nan)
     d, low, high = bootstrap_interval(rows, f'd_{metric}', n)
-    return counts | dict(mean_a=_mean(rows, metric, 'a'), mean_b=_mean(rows, metric, 'b'), difference=d, low=low, high=high)
+    means = {f'mean_{run}': _mean(rows, metric, run) for run in 'ab'}
+    return counts | means | dict(difference=d, low=low, high=high)
 
 def paired_difference(
     a:Result,
@@ -346,7 +359,7 @@ def paired_difference(
     metric:str='iou', # One of `METRICS`
     n:int=2000        # Replicates
 ) -> dict: # pairs, takes, objects, mean_a, mean_b, difference, low, high
-    "Mean of b − a over shared pairs (visible ones, but for existence), with its 95 % interval clustered by take and object"
+    "Mean of b − a over shared pairs (visible ones, but for existence), with its clustered 95 % interval"
     return _difference(shared_pairs(a, b), metric, n)
 
 # %% ../nbs/09_report.ipynb #cell040
@@ -357,7 +370,7 @@ def delta_table(
     rows = {}
     for a,b in pairs:
         d = shared_pairs(a, b).d_iou.dropna()
-        shares = {k: v/len(d) for k,v in _tally(d, 'iou').items()} if len(d) else dict.fromkeys(('worse', 'same', 'better'), np.nan)
+        shares = {k: v/len(d) if len(d) else np.nan for k,v in _tally(d, 'iou').items()}
         rows[f'{b.label} − {a.label}'] = dict(n=len(d), mean=d.mean(), median=d.median(), std=d.std(ddof=0), **shares)
     return pd.DataFrame(rows).T.astype({'n': int})
 
@@ -517,33 +530,36 @@ DOMR                             | .497 / – / – / –             | .552 / �
 ObjectRelator                    | .443 / – / – / –             | .509 / – / – / –             | frames and text |                                | val, release 1  | second-hand
 """
 
-def related_work() -> pd.DataFrame: # Indexed by (system, split); columns (direction, metric) and ('', 'looks at' | 'with' | 'source')
+def related_work() -> pd.DataFrame: # By (system, split); columns (direction, metric), ('', 'looks at' | 'with' | 'source')
     "Published systems on Ego-Exo4D correspondence; NaN where nothing is given"
     header, *rows = ([c.strip() for c in line.split('|')] for line in _RELATED.strip().splitlines())
     text = pd.DataFrame(rows, columns=header).set_index(['system', 'split'])
     columns = {}
     for direction in ('ego2exo', 'exo2ego'):
         numbers = text[direction].str.split(' / ', expand=True).apply(pd.to_numeric, errors='coerce')
-        columns |= {(direction, m): numbers[i] for i,m in enumerate(('iou', 'location_score', 'shape_acc', 'balanced_acc'))}
+        order = 'iou', 'location_score', 'shape_acc', 'balanced_acc'
+        columns |= {(direction, metric): numbers[i] for i,metric in enumerate(order)}
     return pd.DataFrame(columns | {('', c): text[c] for c in ('looks at', 'with', 'source')})
 
 
 # %% ../nbs/09_report.ipynb #d79ed0aa
-_GROUPS = ['video', 'frames and text', 'frames', 'frames, val of release 1 or split not named', "the report: frames, one scenario, other pairs"]
+_GROUPS = ['video', 'frames and text', 'frames', 'frames, val of release 1 or split not named',
+           'the report: frames, one scenario, other pairs']
 _MARKS = {'ego2exo': ('o', COLORS[0]), 'exo2ego': ('s', COLORS[4])}
 
-def _related_rows() -> pd.DataFrame: # group, system, ego2exo, exo2ego, same: whether it is of the test split of release 2
+def _related_rows() -> pd.DataFrame: # group, system, ego2exo, exo2ego, same: whether it is of test, release 2
     "The rows of `plot_related_work`, grouped, best first"
     table, report = related_work(), published().query("~key.str.startswith('casa')", engine='python')
-    rows = pd.DataFrame(dict(system=table.index.get_level_values('system'), group=table['', 'looks at'].to_numpy(), same=table.index.get_level_values('split')=='test, release 2'))
+    rows = table.index.to_frame(index=False)
+    rows = rows.assign(group=table['', 'looks at'].to_numpy(), same=rows.split=='test, release 2')
     for direction in _MARKS: rows[direction] = table[direction, 'iou'].to_numpy()
-    rows.loc[~rows.same, 'system'] += ' (' + rows.group.where(rows.group!='frames', '').str.replace('frames and ', 'and ') + ')'
-    rows['system'] = rows.system.str.replace(' ()', '')
+    rows.loc[~rows.same & (rows.group=='frames and text'), 'system'] += ' (and text)'
     rows.loc[~rows.same, 'group'] = _GROUPS[3]
     own = pd.DataFrame(dict(system=report.model, group=_GROUPS[4], same=False, ego2exo=np.nan, exo2ego=report.iou))
     rows = pd.concat([rows, own], ignore_index=True)
     best = rows[list(_MARKS)].mean(axis=1)
-    return rows.assign(rank=rows.group.map(_GROUPS.index), best=-best).sort_values(['rank', 'best'], kind='stable', ignore_index=True)
+    ranked = rows.assign(rank=rows.group.map(_GROUPS.index), best=-best)
+    return ranked.sort_values(['rank', 'best'], kind='stable', ignore_index=True)
 
 # %% ../nbs/09_report.ipynb #0914ab3f
 def plot_related_work():
@@ -556,10 +572,13 @@ def plot_related_work():
     for direction,(mark, color) in _MARKS.items():
         for same, fill in ((True, color), (False, 'white')):
             some = rows.same==same
-            ax.plot(rows[direction][some], y[some], mark, ms=6, color=color, mfc=fill, label=direction if same else None)
-    for rank,group in rows.groupby('rank'): ax.text(.005, y[group.index[0]]-.95, _GROUPS[rank], fontsize=9, fontweight='bold', va='center')
+            label = direction if same else None
+            ax.plot(rows[direction][some], y[some], mark, ms=6, color=color, mfc=fill, label=label)
+    for rank,group in rows.groupby('rank'):
+        ax.text(.005, y[group.index[0]]-.95, _GROUPS[rank], fontsize=9, fontweight='bold', va='center')
     ax.axhspan(y[rows['rank']==len(_GROUPS)-1].min()-1.5, y.max()+.8, color='0.93', zorder=0)
-    ax.set(yticks=y, yticklabels=rows.system, ylim=(y.max()+.8, -1.8), xlim=(0, .75), xlabel='IoU; filled: test of release 2, open: anything else')
+    ax.set(yticks=y, yticklabels=rows.system, ylim=(y.max()+.8, -1.8), xlim=(0, .75))
+    ax.set_xlabel('IoU; filled: test of release 2, open: anything else')
     ax.tick_params(labelsize=9); ax.grid(axis='x', alpha=.3); ax.set_axisbelow(True)
     ax.legend(loc='lower right', fontsize=9)
     return ax
@@ -591,11 +610,13 @@ def save_figure(figure, folder:str|Path, name:str) -> Path: # The PNG
 # %% ../nbs/09_report.ipynb #8a67e7ce
 def _direction_of(predictions:JsonFile, wanted:str|None) -> Direction:
     "The direction that a prediction file answers"
-    if 'annotations' in predictions.content: raise DataError('this is a ground truth, where predictions are needed', file=predictions.file)
-    held = [d for d in Direction if predictions.content.get(d.results_key)]
+    content, file = predictions
+    if not isinstance(content, dict): raise DataError(f'the file must be a JSON object, not {type(content).__name__}', file=file)
+    if 'annotations' in content: raise DataError('this is a ground truth, where predictions are needed', file=file)
+    held = [d for d in Direction if content.get(d.results_key)]
     if wanted and Direction(wanted) in held: return Direction(wanted)
-    if not held: raise DataError("these are no predictions: the file has neither 'exo-ego' nor 'ego-exo'", file=predictions.file)
-    if len(held)>1: raise DataError('holds both directions: say which (--direction)', file=predictions.file)
+    if not held: raise DataError("these are no predictions: the file has neither 'exo-ego' nor 'ego-exo'", file=file)
+    if len(held)>1: raise DataError('holds both directions: say which (--direction)', file=file)
     return held[0]
 
 def _trained_files(folder:Path, gt:JsonFile|None, split:str) -> RunFiles:
@@ -622,10 +643,13 @@ def find_run(
     if isinstance(run, str) and run in published().index: return _archived_files(run)
     path, gt = Path(run), gt if gt is None else open_json(gt)
     if path.is_dir(): return _trained_files(path, gt, split)
-    if not path.is_file(): raise FileError(f'there is no such run, and no archived one of this name ({", ".join(archived_keys())})', file=path)
+    if not path.is_file():
+        raise FileError(f'there is no such run, and no archived one of this name ({", ".join(archived_keys())})', file=path)
     predictions = open_json(path)
     direction = _direction_of(predictions, direction)
-    if gt is None: raise ArgumentError(f'{path.name} is a prediction file and needs a ground truth: gt=… (first on the command line; egoexo_predict --gt writes one)')
+    if gt is None:
+        raise ArgumentError(f'{path.name} is a prediction file and needs a ground truth: gt=… '
+                            '(first on the command line; egoexo_predict --gt writes one)')
     return RunFiles(path.stem, path.stem, gt, predictions, direction)
 
 # %% ../nbs/09_report.ipynb #4e3b9926
@@ -641,13 +665,13 @@ def _strata(both:pd.DataFrame) -> dict: # Stratum → the group of each row
     "What is known of shared pairs"
     exo = both.source_cam if view_of(both.source_cam.iloc[0])=='exo' else both.dest_cam
     scenario = both.scenario_a.where(both.scenario_a!=UNKNOWN, both.scenario_b)
-    return {'scenario': scenario, 'size in the source': _sizes(both.source_share_a), 'size in the destination': _sizes(both.dest_share_a),
-            'take': both['take'], 'exo camera': exo, 'in the destination': both.exists_gt.map(THERE)}
+    return {'scenario': scenario, 'size in the source': _sizes(both.source_share_a),
+            'size in the destination': _sizes(both.dest_share_a), 'take': both['take'], 'exo camera': exo, 'in the destination': both.exists_gt.map(THERE)}
 
 def strata_table(
     both:pd.DataFrame, # Of `shared_pairs`
     n:int=2000         # Replicates
-) -> pd.DataFrame: # Indexed by (stratum, group): measure, pairs, takes, objects, mean_a, mean_b, difference, low, high, worse, same, better
+) -> pd.DataFrame: # By (stratum, group): measure, pairs, takes, objects, mean_a, …, high, worse, same, better
     "Differences of two runs, by what is known of a pair"
     rows = {}
     for stratum,groups in _strata(both).items() if len(both) else ():
@@ -655,8 +679,9 @@ def strata_table(
         counted = both if metric=='balanced_acc' else both[both.exists_gt]
         for group,part in counted.groupby(groups.loc[counted.index], observed=True):
             measure = 'existence' if metric=='balanced_acc' else metric
-            rows[stratum, group] = dict(measure=measure) | _difference(part, metric, n) | _tally(part[f'd_{metric}'], metric)
-    index = pd.MultiIndex.from_tuples(rows, names=['stratum', 'group']) if rows else pd.MultiIndex.from_arrays([[], []], names=['stratum', 'group'])
+            counts = _tally(part[f'd_{metric}'], metric)
+            rows[stratum, group] = dict(measure=measure) | _difference(part, metric, n) | counts
+    index = pd.MultiIndex.from_arrays([[key[i] for key in rows] for i in (0, 1)], names=['stratum', 'group'])
     return pd.DataFrame(list(rows.values()), index)
 
 # %% ../nbs/09_report.ipynb #03d9cd09
@@ -683,8 +708,8 @@ class Comparison:
     results:list[Result]
     protocol:str
     runs:pd.DataFrame        # A row a run: pairs, visible, takes, …, and (metric, mean | low | high)
-    differences:pd.DataFrame # Indexed by (from, to, metric): pairs, takes, objects, mean_a, mean_b, difference, low, high, worse, same, better
-    strata:pd.DataFrame      # Indexed by (from, to, stratum, group): likewise
+    differences:pd.DataFrame # By (from, to, metric): as `paired_difference`, and worse, same, better
+    strata:pd.DataFrame      # By (from, to, stratum, group): as `strata_table`
     unshared:pd.DataFrame    # Pairs that not every run answers
 
     @property
@@ -699,7 +724,8 @@ def _differences(results:list[Result], n:int) -> tuple[pd.DataFrame,pd.DataFrame
         strata[a.label, b.label] = strata_table(both, n)
     index = pd.MultiIndex.from_tuples(rows, names=['from', 'to', 'metric'])
     strata = {k: t for k,t in strata.items() if len(t)}
-    return pd.DataFrame(list(rows.values()), index), pd.concat(strata, names=['from', 'to']) if strata else pd.DataFrame()
+    strata = pd.concat(strata, names=['from', 'to']) if strata else pd.DataFrame()
+    return pd.DataFrame(list(rows.values()), index), strata
 
 # %% ../nbs/09_report.ipynb #13225e7b
 def _scored_runs(runs, gt, direction, protocol, resize, split):
@@ -731,7 +757,8 @@ def compare(
     named = {r.label: r for r in results}
     evidence = evidence_table(named)
     evidence.columns = pd.MultiIndex.from_product([['evidence'], evidence.columns])
-    return Comparison(results, protocol, evidence.join(interval_table(named, n=n)), *_differences(results, n), unshared_pairs(results))
+    table = evidence.join(interval_table(named, n=n))
+    return Comparison(results, protocol, table, *_differences(results, n), unshared_pairs(results))
 
 # %% ../nbs/09_report.ipynb #e9a7c782
 NAMES = {'iou': 'IoU', 'shape_acc': 'contour', 'location_score': 'location', 'balanced_acc': 'existence'}
@@ -761,18 +788,21 @@ def readable_differences(
 # %% ../nbs/09_report.ipynb #bfb11b49
 def _place(pair) -> str:
     "A pair in words"
-    return f"take {pair['take']}, object {pair['object']}, {pair['source_cam']} → {pair['dest_cam']}, frame {pair['frame']}"
+    take, obj, source, dest, frame = pair[PAIR]
+    return f'take {take}, object {obj}, {source} → {dest}, frame {frame}'
 
 def pairs_in_words(comparison:Comparison) -> list[str]:
     "Which pairs were asked for, answered and shared, a line each"
     lines, unshared, labels = [], comparison.unshared, [r.label for r in comparison.results]
     for r in comparison.results:
-        n, more = len(r.observations), f'; {r.unasked:,} answers that the ground truth does not score' if r.unasked else ''
+        n = len(r.observations)
+        more = f'; {r.unasked:,} answers that the ground truth does not score' if r.unasked else ''
         lines.append(f'{r.label}: {n:,} of {n+len(r.unanswered):,} pairs answered{more}')
     by_all = len(comparison.results[0].observations) - unshared[labels[0]].sum()
     lines.append(f'{by_all:,} pairs are answered by all, {len(unshared):,} are not')
     answers = unshared[labels].sum(axis=1)
-    alone = {f'by {label} alone': unshared[unshared[label] & (answers==1)] for label in labels} | {'by none': unshared[answers==0]}
+    alone = {f'by {label} alone': unshared[unshared[label] & (answers==1)] for label in labels}
+    alone['by none'] = unshared[answers==0]
     lines += [f'{len(lone):,} {how}, the first: {_place(lone.iloc[0])}' for how,lone in alone.items() if len(lone)]
     return lines
 
@@ -785,8 +815,10 @@ def in_words(comparison:Comparison) -> str:
     c = comparison
     runs, few = readable_runs(c), len(c.results)<4
     listed = c.differences if few else c.differences.xs('iou', level='metric', drop_level=False)
-    parts = [f'{c.direction}, protocol {c.protocol}; in brackets 95 % intervals, clustered by take and object', (runs.T if few else runs).to_string(),
-             '\n'.join(pairs_in_words(c)), 'Differences on shared pairs (visible ones, but for existence):', readable_differences(listed.query('pairs>0')).to_string()]
+    parts = [f'{c.direction}, protocol {c.protocol}; in brackets 95 % intervals, clustered by take and object',
+             (runs.T if few else runs).to_string(), '\n'.join(pairs_in_words(c)),
+             'Differences on shared pairs (visible ones, but for existence):',
+             readable_differences(listed.query('pairs>0')).to_string()]
     if len(c.results)==2 and len(c.strata):
         strata, takes = c.strata.droplevel(['from', 'to']), c.strata.index.get_level_values('stratum')=='take'
         parts += ['By what a pair is:', readable_differences(strata[~takes] if takes.sum()>FEW else strata).to_string()]
@@ -802,12 +834,14 @@ def _dots(ax, rows:pd.DataFrame, places, color, label=None):
     ax.plot(rows.difference[~known], places[~known], 'o', ms=4.5, mfc='white', color=color)
 
 def _plot_against(ax, tables:dict, title:str):
-    "Differences to the first run, a row a group, a colour a run; `tables`: label → differences by group, in one order"
+    "Differences to the first run, a row a group, a colour a run; `tables`: label → differences by group"
     groups = list(dict.fromkeys(g for t in tables.values() for g in t.index))
     place, step = {g: i for i,g in enumerate(groups)}, .7/max(len(tables), 1)
     for k,(label, table) in enumerate(tables.items()):
         shown = table[table.difference.notna()]
-        if len(shown): _dots(ax, shown, [place[g]+(k-(len(tables)-1)/2)*step for g in shown.index], COLORS[(k+1)%len(COLORS)], label)
+        if not len(shown): continue
+        places = [place[g]+(k-(len(tables)-1)/2)*step for g in shown.index]
+        _dots(ax, shown, places, COLORS[(k+1)%len(COLORS)], label)
     ax.axvline(0, color='0.3', lw=1, ls='--')
     ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups)-.5, -.5))
     ax.set_title(title, fontsize=10)
@@ -845,7 +879,8 @@ def plot_comparison(comparison:Comparison):
     fig, axs = plt.subplots(2, 2, figsize=(10, sum(heights)), height_ratios=heights, dpi=100, layout='constrained')
     plot_intervals(comparison.runs, 'iou', ax=axs[0,0]).set_title('IoU over the pairs that a run answers', fontsize=10)
     names = NAMES | dict(location_score='location\n(lower is better)')
-    _plot_against(axs[0,1], {b: t.rename(index=names) for b,t in metrics.items()}, f'Difference to {first}, shared pairs')
+    metrics = {b: t.rename(index=names) for b,t in metrics.items()}
+    _plot_against(axs[0,1], metrics, f'Difference to {first}, shared pairs')
     _plot_against(axs[1,0], groups, 'ΔIoU by what a pair is; existence at the bottom')
     _plot_takes(axs[1,1], by_take)
     for ax in axs.flat: ax.tick_params(labelsize=8); ax.grid(alpha=.3); ax.set_axisbelow(True)
@@ -855,8 +890,12 @@ def plot_comparison(comparison:Comparison):
 
 # %% ../nbs/09_report.ipynb #0a201e50
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>{title}</title>
-<style>body {{font: 15px sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em}} table {{border-collapse: collapse; font-size: 13px; margin: 1em 0}}
-td, th {{padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd}} th {{vertical-align: top}} img {{max-width: 100%}} .wide {{overflow-x: auto}}</style>
+<style>
+body {{font: 15px sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em}}
+table {{border-collapse: collapse; font-size: 13px; margin: 1em 0}}
+td, th {{padding: .15em .7em; text-align: right; border-bottom: 1px solid #ddd}}
+th {{vertical-align: top}} img {{max-width: 100%}} .wide {{overflow-x: auto}}
+</style>
 {body}"""
 
 def to_page(comparison:Comparison) -> str: # HTML that needs no other file
@@ -866,12 +905,14 @@ def to_page(comparison:Comparison) -> str: # HTML that needs no other file
     picture, figure = io.BytesIO(), plot_comparison(comparison)
     figure.savefig(picture, format='png', dpi=130)
     plt.close(figure)
-    tables = {'Runs': readable_runs(comparison), 'Differences on shared pairs': readable_differences(comparison.differences)}
+    encoded = base64.b64encode(picture.getvalue()).decode()
+    tables = {'Runs': readable_runs(comparison)}
+    tables['Differences on shared pairs'] = readable_differences(comparison.differences)
     if len(comparison.strata): tables['By what a pair is'] = readable_differences(comparison.strata)
     title = f"{', '.join(r.label for r in comparison.results)}: {comparison.direction}, protocol {comparison.protocol}"
-    parts = [f'<h1>{html.escape(title)}</h1>', '<p>95 % intervals, clustered by take and object. A difference is later minus earlier, on visible pairs that both answer; existence counts all of them.</p>',
-             '<ul>', *(f'<li>{html.escape(line)}</li>' for line in pairs_in_words(comparison)), '</ul>',
-             f'<img alt="the same numbers as dots with intervals" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">']
+    parts = [f'<h1>{html.escape(title)}</h1>', '<p>95 % intervals, clustered by take and object. A difference is later minus',
+             'earlier, on visible pairs that both answer; existence counts all of them.</p>', '<ul>', *(f'<li>{html.escape(line)}</li>' for line in pairs_in_words(comparison)), '</ul>',
+             f'<img alt="the same numbers as dots with intervals" src="data:image/png;base64,{encoded}">']
     for name,table in tables.items(): parts.append(f'<h2>{name}</h2><div class="wide">{table.to_html(border=0)}</div>')
     return PAGE.format(title=html.escape(title), body='\n'.join(parts))
 
@@ -880,7 +921,7 @@ def save_comparison(
     comparison:Comparison,
     folder:str|Path
 ) -> Path: # The page
-    "Write `comparison.html`; `runs`, `differences` and `strata` as CSV and LaTeX; `unshared.csv`; the figure as PNG and PDF"
+    "Write a page; `runs`, `differences` and `strata` as CSV and LaTeX; `unshared.csv`; the figure as PNG and PDF"
     import matplotlib.pyplot as plt
     folder, c = Path(folder), comparison
     for name,table in dict(runs=c.runs, differences=c.differences, strata=c.strata).items():
