@@ -843,7 +843,7 @@ def _plot_against(ax, tables:dict, title:str):
         places = [place[g]+(k-(len(tables)-1)/2)*step for g in shown.index]
         _dots(ax, shown, places, COLORS[(k+1)%len(COLORS)], label)
     ax.axvline(0, color='0.3', lw=1, ls='--')
-    ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups)-.5, -.5))
+    ax.set(yticks=range(len(groups)), yticklabels=groups, ylim=(max(len(groups), 1)-.5, -.5))
     ax.set_title(title, fontsize=10)
 
 def _plot_takes(ax, tables:dict):
