@@ -20,6 +20,7 @@ __all__ = ['WAY_OUT', 'LONGEST', 'SPLITS', 'MIB', 'REFERENCE_NAMES', 'RULES', 'G
 # %% ../nbs/03_dataset.ipynb #cell004
 import hashlib, html, io, json, os, re, shutil, subprocess, unicodedata
 from bisect import bisect_left, bisect_right
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import islice
@@ -104,18 +105,39 @@ def _check_order(container, stream):
     if stamps!=sorted(stamps): raise FileError(f'has time stamps of the order of storing, so that which frame is which cannot be known; {WAY_OUT}')
 
 # %% ../nbs/03_dataset.ipynb #cell016
+class _Decoder:
+    "Decoded frames, of which some can be looked at before their turn"
+    def __init__(self, frames): self.frames, self.ahead = frames, deque()
+    def __iter__(self): return self
+    def __next__(self): return self.ahead.popleft() if self.ahead else next(self.frames)
+
+    def whole(self):
+        "Frames up to the first damaged one: later ones are made from it"
+        for frame in self:
+            if frame.is_corrupt: return
+            yield frame
+
+    def is_sound(self, n:int) -> bool:
+        "Whether none of the `n` next frames is damaged; a frame may be made from one that is shown later"
+        import av
+        try: self.ahead.extend(islice(self.frames, max(n-len(self.ahead), 0)))
+        except av.FFmpegError: self.frames = iter(())
+        return not any(f.is_corrupt for f in self.ahead)
+
 def _decode_at(container, stream, decoder, stamp:int, key:int, nth:int=0):
     "The `nth` frame shown at `stamp`, going on with `decoder` or starting at the keyframe `key`; and the decoder"
     for start in (None, key, 0):
         if start is None and decoder is None: continue
         if start is not None:
             container.seek(start, stream=stream)
-            decoder = container.decode(stream)
-        later = (f for f in decoder if f.pts is not None and f.pts>=stamp)
+            decoder = _Decoder(container.decode(stream))
+        later = (f for f in decoder.whole() if f.pts is not None and f.pts>=stamp)
         frame = next(islice(later, nth, None), None)
-        if frame is not None and frame.pts==stamp: return (None if frame.is_corrupt else frame), decoder
+        if frame is None or frame.pts!=stamp: continue
+        return (frame if decoder.is_sound(stream.codec_context.has_b_frames) else None), decoder
     return None, None
 
+# %% ../nbs/03_dataset.ipynb #5c413c8e
 def upright(
     image:np.ndarray, # [H, W, 3], as it is stored
     matrix            # [3, 3] or flat: the display matrix, as MP4 has it
