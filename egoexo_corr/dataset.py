@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['WAY_OUT', 'LONGEST', 'SPLITS', 'MIB', 'REFERENCE_NAMES', 'RULES', 'GRIDS', 'UNREADABLE', 'UPLOADED', 'ANYWHERE',
-           'PHOTOGRAPH', 'READ', 'PICTURE', 'open_video', 'picture_stream', 'FrameTimes', 'frame_times', 'upright',
-           'read_frames', 'prepared_size', 'encode_frame', 'save_frame', 'fail', 'check_marks', 'check_entry',
-           'cameras_of', 'wanted_frames', 'read_masks', 'Take', 'read_relations', 'read_takes', 'read_splits',
-           'read_release', 'select_takes', 'video_path', 'frame_path', 'frames_on_disk', 'extract_frames',
-           'fingerprint', 'entry_digest', 'read_record', 'write_record', 'video_facts', 'discard_frames', 'why_stale',
-           'common_rate', 'off_rate', 'off_length', 'drop_misfits', 'write_annotation', 'is_complete', 'write_lists',
-           'download_take', 'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path',
-           'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'TakeAnnotation', 'Annotations',
-           'image_size', 'resize_image', 'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary',
-           'describe_root', 'eight_bit', 'read_photograph', 'shape_tells', 'upright_mask', 'other_values',
-           'read_mask_png', 'segmentation_rle', 'read_coco', 'match_photograph', 'scene_photographs', 'DrawnPhotograph',
-           'import_photographs']
+           'PHOTOGRAPH', 'READ', 'OTHERS', 'PICTURE', 'LITTER', 'open_video', 'picture_stream', 'FrameTimes',
+           'frame_times', 'upright', 'read_frames', 'prepared_size', 'encode_frame', 'save_frame', 'fail',
+           'check_marks', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks', 'Take', 'read_relations',
+           'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path', 'frame_path', 'frames_on_disk',
+           'extract_frames', 'fingerprint', 'entry_digest', 'read_record', 'write_record', 'video_facts',
+           'discard_frames', 'why_stale', 'common_rate', 'off_rate', 'off_length', 'drop_misfits', 'write_annotation',
+           'is_complete', 'write_lists', 'download_take', 'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio',
+           'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame',
+           'TakeAnnotation', 'Annotations', 'image_size', 'resize_image', 'fit_image', 'pair_rles', 'PairDataset',
+           'ground_truth', 'RootSummary', 'describe_root', 'eight_bit', 'read_photograph', 'shape_tells',
+           'upright_mask', 'other_values', 'read_mask_png', 'segmentation_rle', 'read_coco', 'match_photograph',
+           'scene_photographs', 'DrawnPhotograph', 'import_photographs']
 
 # %% ../nbs/03_dataset.ipynb #cell004
 import hashlib, html, io, json, os, re, shutil, subprocess, unicodedata
@@ -55,7 +55,8 @@ def picture_stream(
     streams = list(container.streams.video)
     if len(streams)>1: streams = [s for s in streams if not is_cover(s)] or streams
     if not streams: raise FileError('cannot be read as a video, it has no pictures; is it truncated?')
-    if len(streams)>1: raise FileError(f'has {len(streams)} videos in it, and which one is meant cannot be known; keep one')
+    if len(streams)>1:
+        raise FileError(f'has {len(streams)} videos in it, and which one is meant cannot be known; keep one')
     return streams[0]
 
 # %% ../nbs/03_dataset.ipynb #cell013
@@ -102,7 +103,8 @@ def _check_order(container, stream):
     "`FileError` if pictures come out of the decoder in another order than that of their stamps"
     container.seek(0, stream=stream)
     stamps = [f.pts for f in islice(container.decode(stream), 64) if f.pts is not None]
-    if stamps!=sorted(stamps): raise FileError(f'has time stamps of the order of storing, so that which frame is which cannot be known; {WAY_OUT}')
+    if stamps!=sorted(stamps):
+        raise FileError(f'has time stamps in the order of storing: which frame is which cannot be known; {WAY_OUT}')
 
 # %% ../nbs/03_dataset.ipynb #cell016
 class _Decoder:
@@ -144,7 +146,8 @@ def upright(
 ) -> np.ndarray:
     "A picture, turned and mirrored as a display matrix says; `FileError` for what is no quarter turn"
     a, b, _, c, d = np.asarray(matrix).ravel()[:5]
-    if bool(a or d)==bool(b or c): raise FileError('is to be shown at an angle that is no quarter turn; turn it in a video editor')
+    if bool(a or d)==bool(b or c):
+        raise FileError('is to be shown at an angle that is no quarter turn; turn it in a video editor')
     if b: image, a, d = image.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image[::-1 if d<0 else 1, ::-1 if a<0 else 1])
 
@@ -229,10 +232,14 @@ def _check_camera(marks, **where):
     "`DataError` if an object's table in a camera does not have the form of SPEC 1; single masks are not looked at"
     _need(isinstance(marks, dict) and isinstance(marks.get('annotation'), dict), "has no 'annotation'", **where)
     frames = marks.get('annotated_frames', [])
-    _need(isinstance(frames, list) and all(type(f) is int and 0<=f<2**31 for f in frames), "'annotated_frames' is not a list of frames", **where)
-    for frame in marks['annotation']: _need(is_frame(frame) and str(int(frame))==frame, f'{frame!r:.40} is not a frame', **where)
+    are_frames = isinstance(frames, list) and all(type(f) is int and 0<=f<2**31 for f in frames)
+    _need(are_frames, "'annotated_frames' is not a list of frames", **where)
+    for frame in marks['annotation']:
+        _need(is_frame(frame) and str(int(frame))==frame, f'{frame!r:.40} is not a frame', **where)
 
-def fail(problem:EgoExoError): "What is done with a problem where nobody asks for a report: it is raised"; raise problem
+def fail(problem:EgoExoError):
+    "What is done with a problem where nobody asks for a report: it is raised"
+    raise problem
 
 def check_marks(
     object_masks, # A take's `object_masks` (SPEC 1)
@@ -243,7 +250,9 @@ def check_marks(
     _need(isinstance(object_masks, dict), "has no 'object_masks'", take=take)
     sound = {}
     for name, cameras in object_masks.items():
-        if not isinstance(cameras, dict): report(DataError('is not a table of cameras', take=take, object=name)); continue
+        if not isinstance(cameras, dict):
+            report(DataError('is not a table of cameras', take=take, object=name))
+            continue
         sound[name] = {}
         for camera, marks in cameras.items():
             try: _check_camera(marks, take=take, object=name, camera=camera)
@@ -395,7 +404,8 @@ def select_takes(
         raise ArgumentError(f"no take of the scenario {scenario!r}; there are {', '.join(known) or 'none'}")
     for t in takes:
         if scenario.casefold() in t.scenarios or 'parent_task_name' in t.about or 'task_name' in t.about: continue
-        report(DataError(f'is left out: its scenario is unknown, since takes.json says nothing of it; it may be {scenario}', take=t.uid))
+        why = f'is left out: its scenario is unknown, since takes.json says nothing of it; it may be {scenario}'
+        report(DataError(why, take=t.uid))
     return chosen
 
 # %% ../nbs/03_dataset.ipynb #cell053
@@ -480,7 +490,9 @@ def fingerprint(
     try:
         size = os.path.getsize(path)
         with open(path, 'rb') as f:
-            for start, length in _pieces(size): f.seek(start); digest.update(f.read(length))
+            for start, length in _pieces(size):
+                f.seek(start)
+                digest.update(f.read(length))
     except OSError as e: raise FileError(f'cannot be read ({e.strerror or e})', file=path) from None
     return {'bytes': size, 'sha256': digest.hexdigest()}
 
@@ -541,7 +553,8 @@ def _comes_out_again(root, take:str, camera:str, video) -> bool:
     frame = min(frames_on_disk(root, take, camera))
     try: image = next(read_frames(video, [frame]))[1]
     except EgoExoError: return False
-    return image is not None and encode_frame(image, view_of(camera))==frame_path(root, take, camera, frame).read_bytes()
+    there = frame_path(root, take, camera, frame).read_bytes()
+    return image is not None and encode_frame(image, view_of(camera))==there
 
 def why_stale(
     root:str|Path, # A root
@@ -554,7 +567,8 @@ def why_stale(
     "Why a camera's frames in a root cannot stay"
     if not facts or not frames_on_disk(root, take, camera): return ''
     if old: return 'the video is another one now' if any(old.get(k)!=facts[k] for k in ('bytes', 'sha256')) else ''
-    return '' if _comes_out_again(root, take, camera, video) else 'nobody noted which video they are of, and this one gives another first frame' 
+    if _comes_out_again(root, take, camera, video): return ''
+    return 'nobody noted which video they are of, and this one gives another first frame'
 
 # %% ../nbs/03_dataset.ipynb #631359f6
 def common_rate(
@@ -573,15 +587,16 @@ def off_rate(
     for camera, f in facts.items():
         rate, last = float(Fraction(f.get('rate') or 0)), max(wanted.get(camera) or [0])
         if not rate or abs(last/rate-last/common)*common<=1: continue
-        off[camera] = (f'runs at {rate:g} frames a second and the others at {common:g}, so that frame {last} is another moment; '
-                       'it is left out; convert it to their rate')
+        off[camera] = (f'runs at {rate:g} frames a second and the others at {common:g}, so that frame {last} is '
+                       'another moment; it is left out; convert it to their rate')
     return off
 
 def off_length(
     facts:dict # Camera → `video_facts`
 ) -> str:      # '' if all is well
     "What to say of videos of one rate and different lengths"
-    lengths = {c: f['frames'] for c,f in facts.items() if f.get('rate') and abs(float(Fraction(f['rate']))/common_rate(facts)-1)<.01}
+    def is_common(f): return f.get('rate') and abs(float(Fraction(f['rate']))/common_rate(facts)-1)<.01
+    lengths = {c: f['frames'] for c,f in facts.items() if is_common(f)}
     if not lengths or max(lengths.values())-min(lengths.values())<=2: return ''
     words = ', '.join(f'{c} {n}' for c,n in lengths.items())
     return f'its videos differ in length ({words} frames); whether they begin at one moment cannot be known'
@@ -612,8 +627,10 @@ def drop_misfits(
                     wrong.setdefault(camera, []).append((name, frame, frames.pop(frame)['size'], sizes[key]))
     def problem(camera, name, frame, size, of):
         n = len(wrong[camera])
-        words = f"{n} mask{'s' if n>1 else ''} of another shape than the frame{'s' if n>1 else ''} ({'×'.join(map(str, size))} and {'×'.join(map(str, of))})"
-        return DataError(f'{words}, left out; is the video turned or cut?', take=take, object=name, camera=camera, frame=frame)
+        words = f"{n} mask{'s' if n>1 else ''} of another shape than the frame{'s' if n>1 else ''}"
+        shapes = ' and '.join('×'.join(map(str, s)) for s in (size, of))
+        where = dict(take=take, object=name, camera=camera, frame=frame)
+        return DataError(f'{words} ({shapes}), left out; is the video turned or cut?', **where)
     return [problem(camera, *all_wrong[0]) for camera, all_wrong in wrong.items()]
 
 # %% ../nbs/03_dataset.ipynb #7cfb770e
@@ -665,7 +682,8 @@ def write_lists(
     old = read_splits(path) if path.exists() else {}
     here = {t.uid for t in takes} | {u for uids in old.values() for u in uids} - set(gone)
     known = {t.uid for t in order}
-    splits = {s: [t.uid for t in order if t.split==s and t.uid in here] + [u for u in old.get(s, []) if u not in known and u in here]
+    def listed_before(split): return [u for u in old.get(split, []) if u not in known and u in here]
+    splits = {s: [t.uid for t in order if t.split==s and t.uid in here] + listed_before(s)
               for s in dict.fromkeys((*SPLITS, *old))}
     about = (read_takes(about_path) if about_path.exists() else {}) | {t.uid: t.about for t in takes}
     listed = dict.fromkeys(u for uids in splits.values() for u in uids if u in about)
@@ -734,7 +752,9 @@ class _Extraction:
         if self.record!=self.old: write_record(self.root, take.uid, self.record)
         for camera in cameras:
             missing = set(wanted[camera]) - frames_on_disk(self.root, take.uid, camera)
-            if not missing or camera in self.off: bar.update(); continue
+            if not missing or camera in self.off:
+                bar.update()
+                continue
             job = pool.submit(extract_frames, self.videos[camera], missing, self.root, take.uid, camera)
             job.add_done_callback(lambda _: bar.update())
             self.jobs.append(job)
@@ -767,7 +787,8 @@ class _Extraction:
 
     def _annotate(self):
         uid, digest = self.take.uid, entry_digest(self.take.entry)
-        if self.old.get('annotation') not in (None, digest): self.result.note('its annotation is made anew: the release has another one now', take=uid)
+        if self.old.get('annotation') not in (None, digest):
+            self.result.note('its annotation is made anew: the release has another one now', take=uid)
         problems = write_annotation(self.root, uid, self.take.entry)
         for problem in problems: self.result.report(problem)
         if any(isinstance(p, FileError) for p in problems): return
@@ -791,7 +812,8 @@ def _download_takes(takes, result:Preparation, pool, bar, release:Path, part:str
     scratch = result.root/'.download'
     for take in takes:
         try:
-            there = all(video_path(release, take.entry['take_name'], c, part).is_file() for c in cameras_of(take.entry, take.uid))
+            name, cameras = take.entry['take_name'], cameras_of(take.entry, take.uid)
+            there = all(video_path(release, name, c, part).is_file() for c in cameras)
             folder = release
             if not there and not is_complete(result.root, take, part):
                 folder = release if keep_videos else scratch
@@ -837,7 +859,8 @@ def prepare(
             if download: _download_takes(takes, result, pool, bar, release, part, keep_videos)
             else: _prepare_takes(takes, result, pool, bar, release, part)
         except BaseException: pool.shutdown(cancel_futures=True); raise
-    gone = {t.uid for t in takes if not (result.root/'processed'/t.uid/'annotation.json').exists()} - {t.uid for t in result.takes}
+    def is_gone(uid): return not (result.root/'processed'/uid/'annotation.json').exists()
+    gone = {t.uid for t in takes if is_gone(t.uid)} - {t.uid for t in result.takes}
     if result.takes or (result.root/'takes.json').exists(): write_lists(result.root, result.takes, everything, gone)
     _note_others(result, everything, splits)
     return result
@@ -856,7 +879,8 @@ def _object_pairs(name:str, cameras:dict, take:str, source:str, data_dir:str) ->
         if view_of(exo)=='ego': continue
         for frame, mask in cameras[ego[-1] if source=='ego' else exo].items():
             if mask is None: continue
-            pairs.append(tuple(_virtual(data_dir, take, c, name, kind, frame) for c in (ego[-1], exo) for kind in ('rgb', 'mask')))
+            ends = [(c, kind) for c in (ego[-1], exo) for kind in ('rgb', 'mask')]
+            pairs.append(tuple(_virtual(data_dir, take, c, name, kind, frame) for c,kind in ends))
     return pairs
 
 def make_pairs(
@@ -926,7 +950,8 @@ def pairs_path(
 # %% ../nbs/03_dataset.ipynb #cell114
 def _take_pairs(root:Path, take:str, direction:str, data_dir:str, report) -> tuple[list,int]:
     "A take's pairs whose two frames are in the root, and how many were left out"
-    made = make_pairs(_read_annotation(inside(root/'processed', take, 'annotation.json')), take, direction, data_dir, report)
+    annotation = _read_annotation(inside(root/'processed', take, 'annotation.json'))
+    made = make_pairs(annotation, take, direction, data_dir, report)
     there = {camera: frames_on_disk(root, take, camera) for camera in {end[1] for p in made for end in _ends(p)}}
     pairs = [p for p in made if all(int(frame) in there[camera] for _, camera, _, frame in _ends(p))]
     return pairs, len(made)-len(pairs)
@@ -944,7 +969,9 @@ def split_pairs(
         try:
             if not inside(Path(root)/'processed', take, 'annotation.json').exists(): continue
             its_pairs, missing = _take_pairs(Path(root), take, direction, data_dir, report)
-        except EgoExoError as e: report(e.at(take=take)); continue
+        except EgoExoError as e:
+            report(e.at(take=take))
+            continue
         pairs, lost = pairs+its_pairs, lost+missing
     return pairs, lost
 
@@ -975,7 +1002,8 @@ def _write_pair_file(root:Path, split:str, way:Direction, kept:list):
     names = list(dict.fromkeys((f'{split}_{key}_pairs.json', REFERENCE_NAMES[split].format(key))))
     for name in names: write_json(folder/name, kept)
     takes = dict.fromkeys(_ends(p)[0][0] for p in kept)
-    record = {'split': split, **fingerprint(folder/names[0]), 'takes': {t: read_record(root, t).get('annotation') for t in takes}}
+    digests = {t: read_record(root, t).get('annotation') for t in takes}
+    record = {'split': split, **fingerprint(folder/names[0]), 'takes': digests}
     path = folder/'made_from.json'
     try: old = read_json(path)
     except FileError: old = {}
@@ -991,7 +1019,7 @@ def write_pairs(
     balanced:bool=False,      # With `count`: balanced over (take, object)
     seed:int=42,              # Of the sampling
     data_dir:str='processed', # The first part of the virtual paths
-    report=None               # Called with each take and object that gives no pairs; by default all are raised, in one error, at the end
+    report=None               # Called with each take and object that gives no pairs; by default one error at the end
 ) -> pd.DataFrame:            # A row per file: split, direction, pairs, of (before sampling), without_frame, file
     "Write the pair files of a root (SPEC 3), sampled once for everything downstream"
     counts, problems, rows = _counts(splits, ratio, count, balanced), {}, []
@@ -1003,9 +1031,12 @@ def write_pairs(
                 try: kept = sample_by_count(pairs, n, seed, balanced)
                 except ArgumentError as e: raise e.at(split=split, direction=str(way)) from None
             file = _write_pair_file(Path(root), split, way, kept)
-            rows.append(dict(split=split, direction=str(way), pairs=len(kept), of=len(pairs), without_frame=lost, file=file))
+            counted = dict(pairs=len(kept), of=len(pairs), without_frame=lost)
+            rows.append(dict(split=split, direction=str(way), **counted, file=file))
     for problem in problems.values() if report else (): report(problem)
-    if problems and not report: raise DataError(f'the other pairs are written; left out: {"; ".join(problems)}', file=Path(root)/'dataset_jsons')
+    if problems and not report:
+        words = f'the other pairs are written; left out: {"; ".join(problems)}'
+        raise DataError(words, file=Path(root)/'dataset_jsons')
     return pd.DataFrame(rows)
 
 def _counts(splits, ratio, count, balanced:bool) -> list:
@@ -1024,7 +1055,7 @@ def _read_pair(pair, source:str) -> tuple:
     return ego[0], ego[2], *cameras, int(ego[3])
 
 def _check_pair_file(path:Path):
-    "`DataError` if a pair file no longer fits the takes that it was made from; one that `write_pairs` did not write is not looked at"
+    "`DataError` if a pair file of `write_pairs` no longer fits the takes that it was made from"
     root = path.parent.parent
     try: record = read_json(path.parent/'made_from.json').get(path.name, {})
     except (FileError, AttributeError): return
@@ -1034,7 +1065,8 @@ def _check_pair_file(path:Path):
     except FileError: return
     for take, digest in record['takes'].items():
         if take not in listed: why = f"is no longer in the split {record['split']}"
-        elif read_record(root, take).get('annotation')!=digest: why = 'has another annotation now than when the pairs were made'
+        elif read_record(root, take).get('annotation')!=digest:
+            why = 'has another annotation now than when the pairs were made'
         else: continue
         raise DataError(f"{why}; make the pairs anew with 'egoexo_pairs'", file=path, take=take)
 
@@ -1333,7 +1365,8 @@ def read_photograph(
         with Image.open(path) as photo:
             orientation = photo.getexif().get(0x0112, 1)
             picture = ImageOps.exif_transpose(photo)
-            if picture.mode=='F' or picture.mode[0]=='I': picture = Image.fromarray(eight_bit(np.asarray(picture), picture.mode=='F'))
+            if picture.mode=='F' or picture.mode[0]=='I':
+                picture = Image.fromarray(eight_bit(np.asarray(picture), picture.mode=='F'))
             return np.asarray(picture.convert('RGB')), orientation if orientation in range(1, 9) else 1
     except (*UNREADABLE, Image.DecompressionBombError):
         raise FileError('cannot be read as a photograph; save it as JPEG or PNG', file=path) from None
@@ -1360,14 +1393,15 @@ def upright_mask(
 def other_values(
     values:np.ndarray # [H, W] or [H, W, 3]
 ) -> int:
-    "How many values or colours besides the brightest one fill areas (of 2×2 pixels or more) of a picture that is not black there"
+    "How many values or colours, besides the brightest and black, fill areas of 2×2 pixels or more"
     values = values.reshape(*values.shape[:2], -1)
     values = values.astype(float if values.dtype.kind=='f' else np.int64)
     codes = values[...,0] if values.shape[2]==1 else values @ [65536, 256, 1]
     bright = values.max(2)
     top = bright.max(initial=0)
     near = 0 if len(pd.unique(codes.ravel()))<=16 else top/8
-    fills = (codes[1:,1:]==codes[:-1,:-1]) & (codes[1:,1:]==codes[:-1,1:]) & (codes[1:,1:]==codes[1:,:-1]) & (bright[1:,1:]>near)
+    corner, fills = codes[1:,1:], bright[1:,1:]>near
+    for neighbour in (codes[:-1,:-1], codes[:-1,1:], codes[1:,:-1]): fills = fills & (corner==neighbour)
     brightest = values.reshape(-1, values.shape[2])[bright.argmax()] if bright.size else 0
     far = fills & (np.abs(values[1:,1:]-brightest).max(2)>near)
     return len(pd.unique(codes[1:,1:][far]))
@@ -1381,12 +1415,15 @@ def read_mask_png(
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
             clear = 'A' in picture.getbands() or 'transparency' in picture.info
-            if not clear and picture.mode not in ('1', 'L', 'F') and picture.mode[0]!='I': picture = picture.convert('RGB')
+            if not clear and picture.mode not in ('1', 'L', 'F') and picture.mode[0]!='I':
+                picture = picture.convert('RGB')
             values = np.asarray(picture.convert('RGBA') if clear else picture)
     except (*UNREADABLE, Image.DecompressionBombError):
         raise FileError('cannot be read as a mask; save it as PNG', file=path) from None
     if clear: values = values[...,3] if values[...,3].min()<255 else values[...,:3]
-    if n := other_values(values): raise FileError(f'has {n+1} values besides its background, which is no mask of one object; save each object alone', file=path)
+    if n := other_values(values):
+        words = 'values besides its background, so it is no mask of one object; save each alone'
+        raise FileError(f'has {n+1} {words}', file=path)
     if values.ndim==3: values = values.max(2)
     return values > values.max(initial=0)/2
 
@@ -1397,10 +1434,12 @@ def _polygon_points(polygon, height:int, width:int) -> np.ndarray: # float [N, 2
     except (ValueError, TypeError): points = np.zeros((0, 2))
     if len(points)<3 or not np.isfinite(points).all(): raise MaskError('a polygon needs three points x, y or more')
     if points.sum()==height*width and (points==points.round()).all():
-        raise MaskError("a polygon whose numbers add up to the picture's pixels is the counts of an RLE; give it as {'size', 'counts'}")
+        raise MaskError("a polygon whose numbers add up to all pixels is the counts of an RLE; give {'size', 'counts'}")
     size = np.array([width, height])
-    if (points<-size).any() or (points>2*size).any(): raise MaskError('a polygon lies far outside of the picture; is it the counts of an RLE?')
-    if np.ptp(points, 0).max()<1: raise MaskError('a polygon is smaller than a pixel; are its points fractions of the picture?')
+    if (points<-size).any() or (points>2*size).any():
+        raise MaskError('a polygon lies far outside of the picture; is it the counts of an RLE?')
+    if np.ptp(points, 0).max()<1:
+        raise MaskError('a polygon is smaller than a pixel; are its points fractions of the picture?')
     return points
 
 def _polygon_rle(polygon, height:int, width:int) -> dict: # RLE, its counts as bytes
@@ -1409,7 +1448,8 @@ def _polygon_rle(polygon, height:int, width:int) -> dict: # RLE, its counts as b
     points = _polygon_points(polygon, height, width)
     before = np.maximum(np.ceil(-points.min(0)), 0).astype(int)
     after = np.maximum(np.ceil(points.max(0)-(width, height)), 0).astype(int)
-    rle = coco.frPyObjects([(points+before).ravel().tolist()], height+int(before[1]+after[1]), width+int(before[0]+after[0]))[0]
+    w, h = (np.array([width, height])+before+after).tolist()
+    rle = coco.frPyObjects([(points+before).ravel().tolist()], h, w)[0]
     if not (before.any() or after.any()): return rle
     return coco.encode(np.asfortranarray(coco.decode(rle)[before[1]:before[1]+height, before[0]:before[0]+width]))
 
@@ -1417,7 +1457,8 @@ def _uncompressed(segmentation:dict, height:int, width:int) -> dict:
     "The RLE of a COCO segmentation that is a table"
     rle = {'size': segmentation.get('size', [height, width]), 'counts': segmentation.get('counts')}
     if isinstance(rle['counts'], list):
-        if not all(type(n) is int and n>=0 for n in rle['counts']): raise MaskError('the counts of an uncompressed RLE must be whole numbers')
+        if not all(type(n) is int and n>=0 for n in rle['counts']):
+            raise MaskError('the counts of an uncompressed RLE must be whole numbers')
         rle['counts'] = format_counts(rle['counts'])
     if isinstance(rle['counts'], str) and rle['counts'][:2] in ("b'", 'b"'):
         raise MaskError("the counts are the text of a bytes object (b'…'); write counts.decode('ascii') instead")
@@ -1434,9 +1475,11 @@ def segmentation_rle(
     if isinstance(segmentation, dict): rle = _uncompressed(segmentation, height, width)
     else:
         if not type(height)==type(width)==int:
-            raise MaskError(f'the height and width of an image must be whole numbers, not {height!r:.20} and {width!r:.20}')
+            words = f'not {height!r:.20} and {width!r:.20}'
+            raise MaskError(f'the height and width of an image must be whole numbers, {words}')
         rle_runs({'size': [height, width], 'counts': format_counts([min(abs(height*width), MAX_PIXELS)])})
-        if not isinstance(segmentation, list) or not segmentation: raise MaskError('a segmentation must be polygons or an RLE')
+        if not isinstance(segmentation, list) or not segmentation:
+            raise MaskError('a segmentation must be polygons or an RLE')
         counts = coco.merge([_polygon_rle(polygon, height, width) for polygon in segmentation])['counts']
         rle = {'size': [height, width], 'counts': counts.decode('ascii')}
     if not rle_areas([rle])[0]: raise MaskError('the mask covers no pixel of the picture')
@@ -1455,10 +1498,16 @@ def _coco_images(images:list, path:Path, report) -> dict: # id → (file_name, h
     found = {}
     for image in images:
         try: number, about = image['id'], (str(image['file_name']), image.get('height'), image.get('width'))
-        except (KeyError, TypeError, AttributeError): report(DataError("an image has no 'id' or no 'file_name'", file=path)); continue
+        except (KeyError, TypeError, AttributeError):
+            report(DataError("an image has no 'id' or no 'file_name'", file=path))
+            continue
         try: twice = found.setdefault(number, about)!=about
-        except TypeError: report(DataError('the id of an image is no number or text', file=path, image=about[0])); continue
-        if twice: report(DataError(f'{found[number][0]} and {about[0]} have the same id', file=path)); found[number] = (None, None, None)
+        except TypeError:
+            report(DataError('the id of an image is no number or text', file=path, image=about[0]))
+            continue
+        if twice:
+            report(DataError(f'{found[number][0]} and {about[0]} have the same id', file=path))
+            found[number] = (None, None, None)
     return found
 
 def _coco_categories(content:dict) -> dict: # id → name
@@ -1468,7 +1517,7 @@ def _coco_categories(content:dict) -> dict: # id → name
 def read_coco(
     path:str|Path,              # A COCO JSON
     report=lambda problem: None # Called with each image and annotation that cannot be used
-) -> dict:                      # file_name → object → RLE. What is not known is `None`: a mask, an object's name, the photograph
+) -> dict:                      # file_name → object → RLE; what is not known of the three is `None`
     "The masks of a COCO JSON, by photograph and object"
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ('images', 'annotations')):
@@ -1476,7 +1525,10 @@ def read_coco(
     images, categories = _coco_images(content['images'], path, report), _coco_categories(content)
     masks = {name: {} for name,_,_ in images.values() if name is not None}
     for a in content['annotations']:
-        if not isinstance(a, dict): report(DataError('an annotation is no table', file=path)); masks.setdefault(None, {})[None] = None; continue
+        if not isinstance(a, dict):
+            report(DataError('an annotation is no table', file=path))
+            masks.setdefault(None, {})[None] = None
+            continue
         try: (name, h, w), obj = images[a['image_id']], _coco_name(a, categories)
         except (KeyError, TypeError): name, h, w, obj = None, None, None, None
         if name is None: report(DataError('an annotation is of no image in the list', file=path))
@@ -1484,9 +1536,12 @@ def read_coco(
         if name is None: obj = _safe_name(a, categories)
         of_image, known = masks.setdefault(name, {}), name is not None and obj is not None
         try:
-            if known and obj in of_image: raise DataError("is annotated twice in a photograph; give each annotation its own 'object'")
+            if known and obj in of_image:
+                raise DataError("is annotated twice in a photograph; give each annotation its own 'object'")
             of_image[obj] = segmentation_rle(a.get('segmentation'), h, w) if known else None
-        except EgoExoError as e: report(e.at(file=path, image=name, object=obj)); of_image[obj] = None
+        except EgoExoError as e:
+            report(e.at(file=path, image=name, object=obj))
+            of_image[obj] = None
     return masks
 
 def _safe_name(annotation:dict, categories:dict) -> str|None:
@@ -1518,14 +1573,18 @@ def match_photograph(
 # %% ../nbs/03_dataset.ipynb #cell179
 PHOTOGRAPH = re.compile(r'(ego|exo\w*)(?:-(\d{1,9}))?\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
 READ = re.compile(r'.*\.(?:jpe?g|png|webp|bmp|tiff?)', re.I)
-PICTURE = re.compile(r'.*\.(?:jpe?g|png|webp|bmp|tiff?|hei[cf]|avif|gif|jxl|jp2|dng|cr[23]|nef|arw|raf|orf|rw2|psd|svg|pdf)', re.I)
+OTHERS = 'hei[cf]|avif|gif|jxl|jp2|dng|cr[23]|nef|arw|raf|orf|rw2|psd|svg|pdf'
+PICTURE = re.compile(rf'.*\.(?:jpe?g|png|webp|bmp|tiff?|{OTHERS})', re.I)
+LITTER = ('thumbs.db', 'desktop.ini', '__macosx')
 
 def _visible(folder:Path) -> list[Path]:
     "What a person sees in a folder: nothing hidden, nothing that an operating system left"
-    return sorted(p for p in Path(folder).iterdir() if p.name[0]!='.' and p.name.casefold() not in ('thumbs.db', 'desktop.ini', '__macosx'))
+    return sorted(p for p in Path(folder).iterdir() if p.name[0]!='.' and p.name.casefold() not in LITTER)
 
 def _no_photograph(path:Path) -> FileError:
-    why = "is named neither ego… nor exo…, and is not used" if READ.fullmatch(path.name) else 'is of a kind that is not read; save it as JPEG or PNG'
+    unnamed = 'is named neither ego… nor exo…, and is not used'
+    unread = 'is of a kind that is not read; save it as JPEG or PNG'
+    why = unnamed if READ.fullmatch(path.name) else unread
     return FileError(why, take=path.parent.name, photograph=path.name)
 
 def scene_photographs(
@@ -1537,14 +1596,19 @@ def scene_photographs(
     for path in _visible(folder):
         name = PHOTOGRAPH.fullmatch(path.name)
         if path.is_dir() or not PICTURE.fullmatch(path.name): continue
-        if not name or 'aria' in name[1].lower(): report(_no_photograph(path)); continue
+        if not name or 'aria' in name[1].lower():
+            report(_no_photograph(path))
+            continue
         key = 'aria01' if name[1].lower()=='ego' else name[1].lower(), int(name[2] or 0)
         photos.setdefault(key, []).append(path)
     for paths in photos.values():
-        if len(paths)>1: report(DataError(f"{' and '.join(p.name for p in paths)} are the same camera and moment; keep one", take=take))
+        if len(paths)>1:
+            several = ' and '.join(p.name for p in paths)
+            report(DataError(f'{several} are the same camera and moment; keep one', take=take))
     photos = {key: paths[0] for key, paths in photos.items() if len(paths)==1}
     frames = {view: {f for c,f in photos if view_of(c)==view} for view in ('ego', 'exo')}
-    if alone := frames['ego'] ^ frames['exo']: report(DataError(f'has no photograph of the other view for {_some(alone)}', take=take))
+    if alone := frames['ego'] ^ frames['exo']:
+        report(DataError(f'has no photograph of the other view for {_some(alone)}', take=take))
     return {key: photos[key] for key in sorted(photos) if key[1] not in alone}
 
 # %% ../nbs/03_dataset.ipynb #60497bba
@@ -1552,11 +1616,17 @@ def _folder_masks(folder:Path, report) -> dict: # object → file, or `None`
     "The masks in a photograph's folder; what is no PNG, or is there twice, is reported"
     found = {}
     for path in _visible(folder):
-        name, where = unicodedata.normalize('NFC', path.stem), dict(take=folder.parent.name, folder=folder.name, file=path.name)
-        if path.is_dir(): report(DataError('is a folder in a folder of masks, and is not used', **where)); name = None
-        elif path.suffix.casefold()!='.png': report(FileError('is no PNG, and is not used; save the mask as PNG', **where))
+        name = unicodedata.normalize('NFC', path.stem)
+        where = dict(take=folder.parent.name, folder=folder.name, file=path.name)
+        if path.is_dir():
+            report(DataError('is a folder in a folder of masks, and is not used', **where))
+            name = None
+        elif path.suffix.casefold()!='.png':
+            report(FileError('is no PNG, and is not used; save the mask as PNG', **where))
         elif name in found: report(DataError('is one of two masks of this name; keep one', **where))
-        else: found[name] = path; continue
+        else:
+            found[name] = path
+            continue
         found[name] = None
     return found
 
@@ -1568,12 +1638,13 @@ class DrawnPhotograph(NamedTuple):
 
 def _upright_masks(drawn:dict, path:Path, size, orientation:int, report) -> dict:
     "Masks (files, RLEs or `None`) as bool arrays that fit the upright photograph"
+    def fitted(mask):
+        if mask is None: return None
+        return upright_mask(rle_decode(mask) if isinstance(mask, dict) else read_mask_png(mask), size, orientation)
     masks = {}
     for name, mask in drawn.items():
-        try:
-            if mask is not None: mask = upright_mask(rle_decode(mask) if isinstance(mask, dict) else read_mask_png(mask), size, orientation)
-        except EgoExoError as e: mask = report(e.at(take=path.parent.name, photograph=path.name, object=name))
-        masks[name] = mask
+        try: masks[name] = fitted(mask)
+        except EgoExoError as e: masks[name] = report(e.at(take=path.parent.name, photograph=path.name, object=name))
     return masks
 
 def _draw(path:Path, view:str, coco:dict|None, report, note) -> DrawnPhotograph:
@@ -1585,13 +1656,17 @@ def _draw(path:Path, view:str, coco:dict|None, report, note) -> DrawnPhotograph:
         for name, mask in _folder_masks(folder, report).items(): drawn[name] = None if name in drawn else mask
     if len(folders)>1: report(DataError(f"has the folders {' and '.join(p.name for p in folders)}; keep one", **where))
     for name, rle in (coco or {}).items():
-        if name in drawn: report(DataError('has a mask in the folder and one in the JSON; keep one', **where, object=name)); rle = None
+        if name in drawn:
+            report(DataError('has a mask in the folder and one in the JSON; keep one', **where, object=name))
+            rle = None
         drawn[name] = rle
     if drawn and not shape_tells(image.shape[:2], orientation):
-        note(f'its EXIF tag ({orientation}) turns it, and the shape cannot tell whether masks were drawn before; they are taken as drawn on the turned picture', **where)
+        words = 'the shape cannot tell whether masks were drawn before; they are taken as drawn on the turned picture'
+        note(f'its EXIF tag ({orientation}) turns it, and {words}', **where)
     masks = _upright_masks(drawn, path, image.shape[:2], orientation, report)
     looked = len(folders)==1 or coco is not None
-    if not looked and not folders: note('has no folder of masks and no entry in a JSON: what is in it stays open', **where)
+    if not looked and not folders:
+        note('has no folder of masks and no entry in a JSON: what is in it stays open', **where)
     return DrawnPhotograph(encode_frame(image, view, smooth=True), masks, looked)
 
 # %% ../nbs/03_dataset.ipynb #89fbb93e
@@ -1610,7 +1685,9 @@ def _alike(names, folder:Path, report) -> set:
     same = {}
     for name in names: same.setdefault(name.casefold().strip(), []).append(name)
     for several in same.values():
-        if len(several)>1: report(DataError(f"the objects {' and '.join(map(repr, several))} may be one; give it one name", take=folder.name))
+        if len(several)>1:
+            names = ' and '.join(map(repr, several))
+            report(DataError(f'the objects {names} may be one; give it one name', take=folder.name))
     return {name for several in same.values() if len(several)>1 for name in several}
 
 def _scene_marks(drawn:dict, doubtful:set) -> dict: # object → camera → annotation and annotated_frames
@@ -1632,13 +1709,17 @@ def _source(folder:Path, root:Path, photos) -> dict:
     old = _record_of(root, folder.name, 'photographs')
     prints = {}
     for (camera, frame), path in photos.items(): prints.setdefault(camera, {})[str(frame)] = fingerprint(path)['sha256']
-    new = {'kind': 'photographs', 'folder': os.path.relpath(folder.resolve(), Path(root).resolve()), 'annotation': old.get('annotation'), 'photographs': prints}
+    place = os.path.relpath(folder.resolve(), Path(root).resolve())
+    new = {'kind': 'photographs', 'folder': place, 'annotation': old.get('annotation'), 'photographs': prints}
     def digests(record): return {d for frames in record.get('photographs', {}).values() for d in frames.values()}
     annotation = inside(root/'processed', folder.name, 'annotation.json')
-    if old: known = old.get('folder')==new['folder'] or digests(old) & digests(new) and not (root/str(old.get('folder'))).exists()
+    if old:
+        moved = not (root/str(old.get('folder'))).exists() and digests(old) & digests(new)
+        known = old.get('folder')==place or moved
     else: known = not annotation.exists() or read_json(annotation).get('take_name')==folder.name
     if known: return new
-    raise DataError('a scene of this name from another folder is in this root already; rename one of them, or take another root', take=folder.name)
+    words = 'a scene of this name from another folder is in this root already; rename one, or take another root'
+    raise DataError(words, take=folder.name)
 
 def _keep_frames(drawn:dict, root:Path, take:str) -> tuple[int,int]: # Written, and of these in the place of others
     "Write the frames of a scene that the root does not have as they are, and remove those that are its no more"
@@ -1666,11 +1747,14 @@ class _SceneImport:
         "Find the photograph of an entry in the JSON; where there is none, its objects are open everywhere"
         place = match_photograph(file_name, photographs) if file_name is not None else None
         if place is None:
-            if file_name is not None: self.result.report(DataError('is no photograph of this folder, or may be several; its masks are not used', image=file_name))
-            self.doubts.update(dict.fromkeys(masks)); return
+            words = 'is no photograph of this folder, or may be several; its masks are not used'
+            if file_name is not None: self.result.report(DataError(words, image=file_name))
+            self.doubts.update(dict.fromkeys(masks))
+            return
         entry = self.entries.setdefault(place, {})
         for name, rle in masks.items():
-            if name in entry: self.result.report(DataError('is annotated twice in a photograph', image=file_name, object=name))
+            if name in entry:
+                self.result.report(DataError('is annotated twice in a photograph', image=file_name, object=name))
             entry[name] = None if name in entry else rle
 
     def scene(self, folder:Path):
@@ -1681,25 +1765,34 @@ class _SceneImport:
         if not photos: self._take_out(folder.name)
         if not photos and len(self.result.problems)>before: return
         try: drawn, marks = self._read(folder, photos)
-        except EgoExoError: self._take_out(folder.name); raise
+        except EgoExoError:
+            self._take_out(folder.name)
+            raise
         entry = {'scenario': self.scenario, 'take_name': folder.name, 'object_masks': marks}
         written, replaced = _keep_frames(drawn, root, folder.name)
         self.result.written += written
-        if replaced: self.result.note(f'{replaced} of its frames are made anew: their photographs changed', take=folder.name)
-        if source['annotation'] not in (None, entry_digest(entry)): self.result.note('its annotation is made anew: its masks changed', take=folder.name)
+        if replaced:
+            self.result.note(f'{replaced} of its frames are made anew: their photographs changed', take=folder.name)
+        if source['annotation'] not in (None, entry_digest(entry)):
+            self.result.note('its annotation is made anew: its masks changed', take=folder.name)
         problems = write_annotation(root, folder.name, entry)
         for problem in problems: self.result.report(problem)
         if any(isinstance(p, FileError) for p in problems): return
         write_record(root, folder.name, source | {'annotation': entry_digest(entry)})
-        self.result.takes.append(Take(folder.name, self.split, entry, {'take_uid': folder.name, 'take_name': folder.name}))
+        about = {'take_uid': folder.name, 'take_name': folder.name}
+        self.result.takes.append(Take(folder.name, self.split, entry, about))
 
     def _read(self, folder:Path, photos:dict) -> tuple[dict,dict]:
         "What was drawn on each photograph, and the scene's annotation"
         report, drawn = self.result.report, {}
-        if not photos: raise DataError('has no photographs ego.jpg and exo.jpg (or ego-1.jpg and exo-1.jpg, …); the scene is left out', take=folder.name)
+        if not photos:
+            words = 'has no photographs ego.jpg and exo.jpg (or ego-1.jpg and exo-1.jpg, …); the scene is left out'
+            raise DataError(words, take=folder.name)
         doubtful = _stray_objects(folder, report) | set(self.doubts)
         for key, path in photos.items():
-            try: drawn[key] = _draw(path, view_of(key[0]), self.entries.get((folder.name, path.name)), report, self.result.note)
+            try:
+                coco = self.entries.get((folder.name, path.name))
+                drawn[key] = _draw(path, view_of(key[0]), coco, report, self.result.note)
             except EgoExoError as e: report(e.at(take=folder.name, photograph=path.name))
         both = [{f for c,f in drawn if view_of(c)==view} for view in ('ego', 'exo')]
         drawn = {key: d for key, d in drawn.items() if key[1] in both[0] & both[1]}
@@ -1726,7 +1819,8 @@ def _note_gone(result:Preparation, folder:Path):
         record = read_record(result.root, take)
         if record.get('kind')!='photographs': continue
         scene = Path(os.path.normpath(result.root.resolve()/str(record.get('folder'))))
-        if scene.parent==folder.resolve() and not scene.exists(): result.note('its scene is not in the folder any more; what was made of it stays', take=take)
+        if scene.parent==folder.resolve() and not scene.exists():
+            result.note('its scene is not in the folder any more; what was made of it stays', take=take)
 
 def import_photographs(
     folder:str|Path,              # A folder of scenes
@@ -1743,7 +1837,8 @@ def import_photographs(
     path = Path(annotations) if annotations else folder/'annotations.json'
     coco = read_coco(path, result.report) if annotations or path.exists() else {}
     for stray in _visible(folder):
-        if not stray.is_dir() and PICTURE.fullmatch(stray.name): result.report(FileError('lies beside the scenes and not in one; it is not used', file=stray.name))
+        if not stray.is_dir() and PICTURE.fullmatch(stray.name):
+            result.report(FileError('lies beside the scenes and not in one; it is not used', file=stray.name))
     folders = [p for p in _visible(folder) if p.is_dir()]
     scenes = {p.name: [q for q in _visible(p) if PHOTOGRAPH.fullmatch(q.name)] for p in folders}
     job = _SceneImport(result, split, scenario, coco, scenes)
@@ -1752,5 +1847,6 @@ def import_photographs(
         except EgoExoError as e: result.report(e.at(take=scene.name))
     if result.takes: write_lists(result.root, result.takes)
     _note_gone(result, folder)
-    if not result.takes and not result.problems: result.report(DataError('has no sub-folder with photographs ego.jpg and exo.jpg', file=folder))
+    if not result.takes and not result.problems:
+        result.report(DataError('has no sub-folder with photographs ego.jpg and exo.jpg', file=folder))
     return result
