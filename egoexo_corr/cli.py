@@ -17,9 +17,11 @@ from .core import ArgumentError, EgoExoError, FileError, atomic_path, write_json
 
 # %% ../nbs/11_cli.ipynb #cell007
 def _one_line_errors(f):
-    "`f`, with an `EgoExoError` or a full or read-only disk turned into one line and exit code 1"
+    "`f`, with an `EgoExoError` or a full or read-only disk turned into one line and exit code 1, on a terminal of any encoding"
     @wraps(f)
     def g(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
         try: return f(*args, **kwargs)
         except EgoExoError as e: sys.exit(f'error: {e}')
         except OSError as e: sys.exit(f'error: {e.filename or ""}: {e.strerror or e}')
@@ -128,7 +130,7 @@ def egoexo_proposals(
     splits:str='train,val,test', # Of these splits
     rivals:store_true=False,     # In source frames, too, for a matcher that asks back
     batch:int=1,                 # Frames at a time
-    device:str=None,             # cpu, cuda, …; a GPU if there is one
+    device:str=None,             # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
     truth:store_true=False,      # Propose the annotated masks
     reference:store_true=False,  # Take the proposals of Masks_* folders
     export:store_true=False,     # Write Masks_* folders
@@ -176,13 +178,18 @@ def egoexo_features(
     scale:float=1,                       # Of the grids; 0.5 makes the maps four times smaller
     direction:str=None,                  # Frames of the pairs of exo2ego or ego2exo; both by default
     splits:str='train,val,test',         # Of these splits
-    batch_size:int=1,                    # Frames at a time; more on a GPU
+    rule:str='report',                   # How frames become images: report, or reference, for its own weights and settings
+    precision:str=None,                  # fp32 or bf16; by default bf16 on a CUDA device that has it
+    device:str=None,                     # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
+    batch_size:int=None,                 # Frames at a time; by default 16 on a GPU and 1 on a CPU
     workers:int=2,                       # Threads that decode frames
     strict:store_true=False              # Stop at the first frame that cannot be done
 ):
     "Fill the feature store of a root with a backbone's maps and the descriptors of annotated masks"
-    from egoexo_corr.backbones import extract, load, this_process
-    model, splits = load(backbone, weights, patch, dim, scale), _listed(splits)
+    from egoexo_corr.backbones import extract, load
+    from egoexo_corr.core import this_process
+    splits = _listed(splits)
+    model = load(backbone, weights, patch, dim, scale, device, rule=rule, precision=precision)
     jobs = {'maps': extract(root, model, direction, splits, batch_size, workers, strict),
             'descriptors': _describe_truth(root, model, direction, splits, strict)}
     if this_process().is_main_process:
@@ -203,7 +210,7 @@ def egoexo_train(
     root:str,                            # A root with pairs, proposals and features
     name:str,                            # Of the run, below ROOT/runs
     direction:str='exo2ego',             # exo2ego or ego2exo
-    features:str='efficientnet-lite0',   # A backbone's name in the feature store
+    features:str='efficientnet-lite0',   # A backbone's name in the feature store; '-reference' is added where the rule says so
     proposals:str='fastsam',             # Of the store, below ROOT/proposals
     pool:str=None,                       # Average tokens in squares for attention: two sides, ego and exo, such as 2,2
     preset:str='report',                 # report, report-dinov3, reference or mini
@@ -216,21 +223,27 @@ def egoexo_train(
     calibrate:store_true=False,          # Draw the line between absent and there on the validation pairs
     geometry:store_true=False,           # Expect an object where the other matches of the two frames put it
     init:str=None,                       # Start from this checkpoint, ours or the reference's
+    rule:str=None,                       # How frames became images: report or reference; the preset's by default
+    grouped:store_true=False,            # Fill batches frame pair by frame pair: cheaper, less mixed
     count:int=None,                      # Train on so many pairs
     balanced:store_true=False,           # With --count: balanced over objects
     seed:int=42,                         # Of weights, order and candidates
     resume:store_true=False,             # Go on with a run that is there
-    mixed_precision:str=None             # bf16 or no; bf16 on a GPU by default
+    mixed_precision:str=None,            # bf16 or no; by default bf16 on a CUDA device that has it
+    device:str=None                      # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
 ):
     "Train a matcher"
+    from egoexo_corr.core import this_process
     from egoexo_corr.proposals import ProposalStore
     from egoexo_corr.training import PRESETS, StoredFeatures, fit
     if preset not in PRESETS: raise ArgumentError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     given = dict(epochs=epochs, batch_size=batch_size, lr=lr, candidates=candidates, mutual=mutual, existence=existence, calibrate=calibrate or None, geometry=geometry or None,
-                 init=init, count=count, balanced=balanced or None, seed=seed)
+                 init=init, rule=rule, grouped=grouped or None, count=count, balanced=balanced or None, seed=seed)
     settings = PRESETS[preset] | {k: v for k,v in given.items() if v is not None}
-    run = fit(root, name, StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals), direction, resume, mixed_precision=mixed_precision, **settings)
-    print(run.history.round(4).to_string(index=False))
+    if settings['rule']=='reference': features = f"{features.removesuffix('-reference')}-reference"
+    stored, proposed = StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals)
+    run = fit(root, name, stored, proposed, direction, resume, mixed_precision=mixed_precision, device=device, **settings)
+    if this_process().is_main_process: print(run.history.round(4).to_string(index=False))
 
 # %% ../nbs/11_cli.ipynb #8d1a3dd0
 def _opened_run(root, name):
@@ -250,15 +263,19 @@ def egoexo_predict(
     split:str='test',      # train, val or test
     which:str='best',      # best or last
     out:str=None,          # Prediction JSON; ROOT/runs/RUN/predictions_SPLIT.json by default
-    gt:str=None            # Also write the ground-truth JSON of these pairs
+    gt:str=None,           # Also write the ground-truth JSON of these pairs
+    device:str=None        # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
 ):
     "Answer the pairs of a split with a trained matcher"
+    from egoexo_corr.core import this_process
     from egoexo_corr.dataset import ground_truth
     from egoexo_corr.training import predict, run_scores
     trained, features, proposals = _opened_run(root, run)
     direction, out = trained.config['direction'], Path(out or trained.folder/f'predictions_{split}.json')
     pairs = trained.pairs(split, features, proposals)
-    write_json(out, predict(run_scores(trained, features, which), pairs))
+    answers = predict(run_scores(trained, features, which, device), pairs)
+    if not this_process().is_main_process: return
+    write_json(out, answers)
     if gt: write_json(gt, ground_truth(root, split, direction))
     print(out)
 

@@ -1277,13 +1277,12 @@ def ground_truth(
         annotated = annotations[take].annotated
         masks, frames = {}, {}
         for _, name, source, dest, frame in its_pairs.itertuples(index=False):
-            if annotated is not None and frame not in annotated.get(name, {}).get(dest, ()): continue
-            for camera in (source, dest):
+            known = annotated is None or frame in annotated.get(name, {}).get(dest, ())
+            for camera in (source, dest) if known else (source,):
                 rle = annotations.rle(take, name, camera, frame)
                 of_camera = masks.setdefault(name, {}).setdefault(camera, {})
                 if rle is not None: of_camera[str(frame)] = rle
-            frames.setdefault(name, {}).setdefault(source, set()).add(frame)
-            frames[name].setdefault(dest, set()).add(frame)
+                frames.setdefault(name, {}).setdefault(camera, set()).add(frame)
         if masks: truth[take] = {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c,f in cs.items()} for o,cs in frames.items()}}
     return {'annotations': truth}
 

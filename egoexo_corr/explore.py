@@ -943,8 +943,9 @@ class PhotoScene:
         where = 'photographs', {'ego': 'aria01', 'exo': 'cam01'}[view], 0
         save_frame(frame_path(self.folder.name, *where), read_photograph(photograph)[0], view, smooth=True)
         image = load_frame(self.folder.name, *where)
-        masks = propose([image], view)[0].rles
-        return image, masks, features.descriptors('proposals', *where, dict(enumerate(masks))), features.map(*where)
+        found = propose([image], view)[0]
+        descriptors = features.descriptors('proposals', *where, dict(enumerate(found.rles)), found.boxes)
+        return image, found.rles, descriptors, features.map(*where)
 
     def __len__(self): return 1
 
@@ -1043,13 +1044,20 @@ def load(self:MatchExplorer, k:int=0):
 
 @patch
 def matched(self:MatchExplorer, s:Scene):
-    "The match of a scene's objects; with rivals, after asking back, and after looking at places if that is wanted"
+    "The match of a scene's objects, on the CPU; with rivals, after asking back, and after looking at places if that is wanted"
     import torch
-    from egoexo_corr.omama import ask_back, geometric_prior
-    if s.rivals is None: return self.model.match(s.source[:,None], s.dest[None], *(m[None] for m in s.maps))
-    match, B = self.model.match(torch.cat([s.source, s.rivals])[:,None], s.dest[None], *(m[None] for m in s.maps)), len(s.source)
+    from egoexo_corr.omama import Match, ask_back, geometric_prior
+    B, sources = len(s.source), s.source if s.rivals is None else torch.cat([s.source, s.rivals])
+    match = self.model.match(*self.on_device(sources[:,None], s.dest[None], *(m[None] for m in s.maps)))
+    match = Match(*(x.cpu() for x in match))
+    if s.rivals is None: return match
     similarity = ask_back(match.similarity[:B], match.similarity[B:], torch.from_numpy(s.same))
     return match._replace(similarity=similarity+geometric_prior(match.similarity, *s.places)[:B] if self.geometry else similarity)
+
+@patch
+def on_device(self:MatchExplorer, *tensors) -> list:
+    "Tensors where the matcher is"
+    return [x.to(self.model.source_positions.device) for x in tensors]
 
 # %% ../nbs/10_explore.ipynb #cell105
 @patch
@@ -1111,7 +1119,8 @@ def _tell(self:MatchExplorer):
     if self.scene.truths is None: top = top.drop(columns='IoU')
     self.top.value = top.to_html(index=False, border=0, float_format='{:.3f}'.format, na_rep='–') if len(top) else ''
     if not self.match: self.status.value = 'there is nothing to match'; return
-    with torch.no_grad(): there = self.model.existence(self.match).softmax(1)[self.object.value,1]
+    [similarity] = self.on_device(self.match.similarity)
+    with torch.no_grad(): there = self.model.existence(self.match._replace(similarity=similarity)).softmax(1)[self.object.value,1].item()
     self.status.value = f'confidence {1/(1+np.exp(-self.similarity.max())):.2f}, the sigmoid of the highest similarity; `existence` gives {there:.2f}'
 
 @patch
@@ -1130,7 +1139,8 @@ def look(self:MatchExplorer):
     import torch
     s, b, k, in_dest = self.scene, self.object.value, self.candidate, self.side.value=='dest'
     if self.match:
-        with torch.no_grad(): maps = self.model.attention_maps(s.source[None,b:b+1], s.dest[None,k:k+1], *(m[None] for m in s.maps))
+        inputs = self.on_device(s.source[None,b:b+1], s.dest[None,k:k+1], *(m[None] for m in s.maps))
+        with torch.no_grad(): maps = [m.cpu() for m in self.model.attention_maps(*inputs)]
     for i,panel in enumerate(self.heads):
         image = s.images[int(in_dest)]
         image = resize_image(image, panel.fit(image.shape[:2]))

@@ -6,7 +6,8 @@
 __all__ = ['MAX_PIXELS', 'MAX_COUNTS', 'PALETTE', 'parse_counts', 'format_counts', 'Runs', 'rle_runs', 'rle_from_runs',
            'rle_encode', 'rle_decode', 'lz_compress', 'lz_decompress', 'decode_annotation', 'encode_annotation',
            'rle_areas', 'runs_extent', 'rle_boxes', 'rle_centroids', 'rle_iou', 'rle_intersections', 'box_iou',
-           'nearest_index', 'resize_mask', 'resize_runs', 'rle_resize', 'runs_window', 'draw_masks', 'adjacency']
+           'resize_boxes', 'nearest_index', 'resize_mask', 'resize_runs', 'rle_resize', 'runs_window', 'draw_masks',
+           'adjacency']
 
 # %% ../nbs/01_masks.ipynb #cell004
 from functools import lru_cache
@@ -263,6 +264,17 @@ def box_iou(
     inter = (high-low).clip(0).prod(-1)
     union = a[:,2:].prod(-1)[:,None] + b[:,2:].prod(-1) - inter
     return np.divide(inter, union, out=np.zeros_like(inter), where=union>0)
+
+# %% ../nbs/01_masks.ipynb #6db00f6e
+def resize_boxes(
+    boxes,              # [N, 4] xywh in pixels of an image
+    size:tuple[int,int],# (height, width) of that image
+    new:tuple[int,int]  # (height, width) wanted
+) -> np.ndarray:        # float64 [N, 4] xywh
+    "Boxes of an image at another size of it"
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    (h, w), (new_h, new_w) = size, new
+    return boxes*(new_w, new_h, new_w, new_h)/(w, h, w, h)
 
 # %% ../nbs/01_masks.ipynb #cell052
 @lru_cache(256)

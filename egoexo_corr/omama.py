@@ -496,7 +496,7 @@ def geometric_prior(
         if affine is None: break
         away = ((here@affine[:,:2].T+affine[:,2])[:,None]-there)**2
         prior = np.nan_to_num(np.maximum(-away.sum(-1)/2/radius**2, lowest))
-    return torch.from_numpy(temperature*prior).float()
+    return torch.from_numpy(temperature*prior).float().to(similarity.device)
 
 # %% ../nbs/07_omama.ipynb #cell089
 class Candidates(NamedTuple):

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import egoexo_corr
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, sha256, share, view_of, write_json
+from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, best_device, inside, sha256, share, view_of, write_json
 from .dataset import SPLITS, Annotations, frames_of, load_frame, pairs_path, read_pairs
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_decode, rle_from_runs, rle_iou, rle_resize
 
@@ -93,7 +93,7 @@ class Proposer:
         iou:float=None,        # Box IoU from which two are the same (non-maximum suppression)
         max_det:int=300,       # Most proposals of a frame
         batch:int=1,           # Frames at a time
-        device:str=None        # 'cpu', 'cuda', …; by default a GPU if there is one
+        device:str=None        # Where it computes (`core.best_device`)
     ):
         weights = Path(weights or WEIGHTS)
         self.net, digest = load_fastsam(weights), sha256(weights)
@@ -104,12 +104,8 @@ class Proposer:
         for name, value in dict(conf=conf, iou=iou).items():
             if not 0<=value<=1: raise ArgumentError(f'{name} must be between 0 and 1, not {value!r}')
         if max_det<1 or batch<1: raise ArgumentError(f'max_det and batch must be at least 1, not {max_det} and {batch}')
-        self.batch, self.device = batch, device or ('cuda' if _has_gpu() else 'cpu')
-        self.settings = dict(proposer='fastsam', weights=digest, imgsz={k: sizes[k] for k in ('ego', 'exo')}, conf=conf, iou=iou, max_det=max_det)
-
-def _has_gpu() -> bool:
-    import torch
-    return torch.cuda.is_available()
+        self.batch, self.device = batch, str(best_device(device))
+        self.settings = dict(proposer='fastsam', weights=digest, imgsz={k: sizes[k] for k in ('ego', 'exo')}, conf=conf, iou=iou, max_det=max_det, boxes='detector')
 
 # %% ../nbs/05_proposals.ipynb #cell019
 @lru_cache(16)
@@ -153,6 +149,7 @@ def box_rles(
 @lru_cache(1)
 def _predictor():
     "FastSAM's predictor, with masks as RLEs"
+    import torch
     _ultralytics()
     from ultralytics.engine.results import Results
     from ultralytics.models.fastsam import FastSAMPredictor
@@ -161,7 +158,7 @@ def _predictor():
         def construct_result(self, found, image, original, path, prototypes):
             found, size = found.cpu().float(), original.shape[:2]
             boxes = scale_boxes(image.shape[2:], found[:,:4], size)
-            result = Results(original, path=path, names=self.model.names, boxes=found[:,:6])
+            result = Results(original, path=path, names=self.model.names, boxes=torch.cat([boxes, found[:,4:6]], 1))
             result.rles = box_rles(prototypes.cpu().float(), found[:,6:], boxes, size)
             return result
     return Predictor
@@ -176,9 +173,11 @@ def _same_threads():
     finally: torch.set_num_threads(threads)
 
 def _from_result(result) -> Proposals:
-    "Proposals from the predictor's result for one image; masks without a pixel are left out"
+    "Proposals from the predictor's result for one image, with the detector's boxes; masks without a pixel are left out"
     there = rle_areas(result.rles)>0
-    return make_proposals(result.orig_shape, [r for r,t in zip(result.rles, there) if t], result.boxes.conf.numpy()[there])
+    corners = result.boxes.xyxy.numpy()[there]
+    boxes = np.concatenate([corners[:,:2], corners[:,2:]-corners[:,:2]], 1)
+    return make_proposals(result.orig_shape, [r for r,t in zip(result.rles, there) if t], result.boxes.conf.numpy()[there], boxes)
 
 def _propose(self:Proposer,
     images,         # uint8 [H, W, 3] RGB images of one view

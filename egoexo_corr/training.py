@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'StoredFeatures', 'LiveFeatures', 'FramePair', 'proposals_name', 'FramePairs', 'cosine_scores',
            'oracle_scores', 'chance_scores', 'matcher_scores', 'Answer', 'predict', 'batches', 'Sample', 'draw_sample',
-           'Samples', 'Objective', 'object_sights', 'whitening', 'informed_start', 'Settings', 'Run', 'read_progress',
-           'environment', 'open_run', 'first_matcher', 'training_pairs', 'existence_balance', 'Trainer', 'fit',
-           'fit_all', 'LiveCurve', 'run_scores', 'temporal_consistency']
+           'Samples', 'Objective', 'object_sights', 'whitening', 'informed_start', 'Settings', 'frame_pairs', 'Run',
+           'read_progress', 'environment', 'check_run', 'open_run', 'first_matcher', 'training_pairs',
+           'existence_balance', 'Trainer', 'fit', 'fit_all', 'LiveCurve', 'run_scores', 'temporal_consistency']
 
 # %% ../nbs/08_training.ipynb #b5d377c1
 import io, json, math, os, platform
@@ -24,19 +24,24 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from torch import Tensor, nn
 from . import __version__
-from .backbones import Backbone, FeatureStore, describe_camera, differences, fingerprint
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, share, view_of, write_json
-from .dataset import GRIDS, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs, resize_image, sample_by_count
+from .backbones import (Backbone, FeatureStore, describe_camera, differences, fingerprint, frame_sizes, masks_in_image,
+                                   used_frames)
+from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, share,
+                              this_process, view_of, write_json)
+from .dataset import (GRIDS, RULES, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs,
+                                 sample_by_count)
 from .masks import adjacency, box_iou, rle_boxes, rle_centroids, rle_encode, rle_iou, rle_resize
-from .metrics import evaluate
+from .metrics import evaluate, observations
 from .omama import WIDTH, Match, OMaMa, ask_back, describe, geometric_prior, matching_loss, sample_candidates
+from .proposals import Proposals, make_proposals
 
 # %% ../nbs/08_training.ipynb #36d6702f
 class _Features:
     "What stored and live features have in common"
     def __init__(self, source, made_with:dict, pool:dict|None):
         self.source, self.dim, self.pool = source, source.dim, {'ego': 1, 'exo': 1} | (pool or {})
-        self.image_size, self.made_with = source.image_size, made_with | {'pool': self.pool}
+        self.image_size = source.image_size
+        self.made_with = {k: v for k, v in made_with.items() if k!='precision'} | {'pool': self.pool}
         for view, n in self.pool.items():
             h, w = source.grid(view)
             if h%n or w%n: raise ArgumentError(f'the {view} grid of {h}×{w} tokens cannot be averaged in squares of {n}')
@@ -44,7 +49,9 @@ class _Features:
     def grid(self, view:str) -> tuple[int,int]: "Tokens (rows, columns) that a matcher sees"; return tuple(n//self.pool[view] for n in self.source.grid(view))
 
     def context(self, view:str) -> int:
-        "Pixels by which a box grows for its context: 100 at the report's image size, and as much less as the image is smaller"
+        "Pixels by which a box grows for its context: 100, and by the report's rule as much less as `scale` makes the image smaller"
+        if self.made_with['rule']=='reference':
+            return 100
         return round(100*self.source.grid(view)[0]/GRIDS[view][0])
 
     def map(self, take:str, camera:str, frame:int) -> Tensor: # float32 [C, h, w]
@@ -85,19 +92,23 @@ class StoredFeatures(_Features):
         return set(frames)-set(self.store.frames('maps', take, camera))
 
     def keep(self, kind:str, take:str, camera:str, frames, masks_of) -> bool:
-        "Pool and keep the descriptors of what `masks_of(take, camera, frame)` gives, {name: RLE}, for those of the frames that have maps; whether any were lacking"
-        masks = {f: masks_of(take, camera, f) for f in sorted(set(frames)-self.lacks(take, camera, frames))}
+        "Pool and keep the descriptors of `masks_of(take, camera, frame)`, for those of the frames that have maps; whether any were lacking"
+        there = {f: masks_of(take, camera, f) for f in sorted(set(frames)-self.lacks(take, camera, frames))}
+        masks, boxes = ({f: m[k] for f, m in there.items()} for k in (0, 1))
         how = partial(describe, context=self.context(view_of(camera)))
-        with _locked(self.store.folder, wait=True): return describe_camera(self.store, kind, take, camera, masks, how)
+        with _locked(self.store.folder, wait=True):
+            return describe_camera(self.store, kind, take, camera, masks, how, boxes)
 
     def full_map(self, take:str, camera:str, frame:int) -> Tensor: # float32 [C, h, w]
         "A frame's map"
         return self.store.read('maps', take, camera, frame).permute(2, 0, 1).float()
 
-    def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict) -> Tensor: # float32 [N, 2C]
-        "Those that were kept of a frame's masks, name → RLE; `DataError` if they are of other masks"
+    def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict, boxes=None) -> Tensor: # float32 [N, 2C]
+        "Those that were kept of a frame's masks, name → RLE, and boxes; `DataError` if they are of others"
         kept = self.store.read(kind, take, camera, frame).float()
-        if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)]==fingerprint(masks.values()): return kept
+        of_these = fingerprint(masks.values(), boxes)
+        if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)]==of_these:
+            return kept
         raise DataError('these descriptors are of other masks than there are now; start again to have them made anew', file=self.store.path(kind, take, camera), frame=frame)
 
 # %% ../nbs/08_training.ipynb #cell015
@@ -109,8 +120,22 @@ class LiveFeatures(_Features):
         pool:dict=None,    # View → side of the squares in which tokens are averaged
         remember:int=8     # How many maps to hold
     ):
+        if backbone.rule=='reference' and (Path(root)/'dataset_jsons').is_dir():
+            backbone.frames = frame_sizes(root, used_frames(root))
         super().__init__(backbone, backbone.made_with(), pool)
-        self.root, self.backbone, self.full_map = Path(root), backbone, lru_cache(remember)(self.full_map)
+        self.root, self.backbone, self.remember = Path(root), backbone, remember
+        self._remember_maps()
+
+    def _remember_maps(self):
+        "Hold the last maps; a copy in another process (`__setstate__`) holds its own"
+        self.full_map = lru_cache(self.remember)(partial(LiveFeatures.full_map, self))
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k!='full_map'}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._remember_maps()
 
     def lacks(self, take:str, camera:str, frames) -> set[int]:
         "Frames that are not there"
@@ -122,14 +147,17 @@ class LiveFeatures(_Features):
 
     def full_map(self, take:str, camera:str, frame:int) -> Tensor: # float32 [C, h, w]
         "A frame's map"
-        image = resize_image(load_frame(self.root, take, camera, frame), self.image_size(view_of(camera)))
+        try:
+            image = self.backbone.fitted(load_frame(self.root, take, camera, frame), view_of(camera))
+        except EgoExoError as e:
+            raise e.at(take=take, camera=camera, frame=frame)
         return self.backbone.dense(image[None])[0].cpu()
 
-    def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict) -> Tensor: # float32 [N, 2C]
-        "Those of a frame's masks, name → RLE"
+    def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict, boxes=None) -> Tensor: # float32 [N, 2C]
+        "Those of a frame's masks, name → RLE, and boxes"
         size = self.image_size(view_of(camera))
-        rles = [rle_resize(r, size) for r in masks.values()]
-        return describe(self.full_map(take, camera, frame), rles, rle_boxes(rles), size, self.context(view_of(camera)))
+        rles, where = masks_in_image(list(masks.values()), boxes, size)
+        return describe(self.full_map(take, camera, frame), rles, where, size, self.context(view_of(camera)))
 
 # %% ../nbs/08_training.ipynb #8e07d911
 class FramePair(NamedTuple):
@@ -141,12 +169,13 @@ class FramePair(NamedTuple):
     rows:np.ndarray       # int64 [B], the pairs, by their place in the table
     source:Tensor         # float32 [B, 2C], descriptors of the objects
     truth:np.ndarray      # int64 [B], the row of each one's ground truth in `dest`; −1 if it is not visible
+    known:np.ndarray      # bool [B], whether an annotator looked for it there; if not, nobody knows whether it is visible
     dest:Tensor           # float32 [P+V, 2C], descriptors of the proposals, then of the visible ground truths
     source_map:Tensor     # float32 [C, h, w]
     dest_map:Tensor       # float32 [C, h, w]
     proposals:list        # P RLEs
     iou:np.ndarray        # float64 [B, P], mask IoU of each ground truth with each proposal
-    box_iou:np.ndarray    # float64 [B, P], the same of boxes
+    box_iou:np.ndarray    # float64 [B, P], the same of the truth's extent and the proposals' boxes
     neighbours:np.ndarray # bool [P, P], `masks.adjacency`
     rivals:Tensor|None    # float32 [R, 2C], descriptors of the source view's proposals, if they are wanted
     rival_iou:np.ndarray  # float64 [B, R], mask IoU of each object with each of them
@@ -165,7 +194,7 @@ class FramePair(NamedTuple):
         places # Which of the B objects
     ) -> 'FramePair':
         "The same frames, asked for fewer objects"
-        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'iou', 'box_iou', 'rival_iou', 'source_places')})
+        return self._replace(**{k: getattr(self, k)[places] for k in ('rows', 'source', 'truth', 'known', 'iou', 'box_iou', 'rival_iou', 'source_places')})
 
 # %% ../nbs/08_training.ipynb #cell021
 def proposals_name(
@@ -182,23 +211,42 @@ class FramePairs:
         split:str,              # 'train', 'val' or 'test'
         direction:str,          # 'exo2ego' or 'ego2exo'
         features,               # `StoredFeatures` or `LiveFeatures`
-        proposals,              # A `ProposalStore`, or a function of take, camera and frame that gives RLEs of one size
+        proposals,              # A `ProposalStore`, or a function of take, camera and frame that gives RLEs of one size, or `Proposals`
         pairs:pd.DataFrame=None,# Other pairs than those of the split's pair file
         order:int=2,            # Of the adjacency
         rivals:bool=False       # Give the source view's proposals, too, for `omama.ask_back` and `omama.geometric_prior`
     ):
         self.root, self.direction, self.features, self.order, self.rivals = Path(root), Direction(direction), features, order, rivals
-        self.propose = proposals if callable(proposals) else lambda *where: proposals.read(*where).rles
+        self.proposals = proposals
         self.kind = f'proposals-{proposals_name(proposals)}'
         self.path = pairs_path(root, split, direction)
         self.pairs = read_pairs(self.path, direction) if pairs is None else pairs.reset_index(drop=True)
         if not len(self.pairs): raise DataError(f'the split {split} has no pairs in the direction {direction}', file=self.path)
         groups = self.pairs.groupby(['take', 'source_cam', 'dest_cam', 'frame'], sort=False).indices
         self.keys, self.rows = list(groups), list(groups.values())
-        self.annotations, self.overlaps = Annotations(root), lru_cache(1024)(self.overlaps)
+        self.annotations = Annotations(root)
+        self._remember_overlaps()
         self._keep_descriptors()
 
     def __len__(self): return len(self.keys)
+
+    def _remember_overlaps(self):
+        "Hold the last overlaps; a copy in another process (`__setstate__`) holds its own"
+        self.overlaps = lru_cache(1024)(partial(FramePairs.overlaps, self))
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k!='overlaps'}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._remember_overlaps()
+
+    def propose(self, take:str, camera:str, frame:int) -> Proposals:
+        "The proposals of a frame"
+        found = self.proposals(take, camera, frame) if callable(self.proposals) else self.proposals.read(take, camera, frame)
+        if isinstance(found, Proposals):
+            return found
+        return make_proposals(found[0]['size'] if found else (1, 1), found)
 
     def objects(self, take:str, camera:str, frame:int) -> dict: # name → RLE
         "The ground truth of a frame"
@@ -206,6 +254,12 @@ class FramePairs:
         return {o: rle for o,rle in masks.items() if rle is not None}
 
     def names(self, i:int) -> list[str]: "The objects that frame pair i asks for"; return self.pairs['object'].iloc[self.rows[i]].tolist()
+
+    def looked_for(self, i:int) -> np.ndarray: # bool [B]
+        "Whether an annotator looked for each of them in the destination frame; all, where the root does not say"
+        take, _, dest, frame = self.keys[i]
+        annotated = self.annotations[take].annotated
+        return np.array([annotated is None or frame in annotated.get(o, {}).get(dest, ()) for o in self.names(i)])
 
 # %% ../nbs/08_training.ipynb #d863c0d9
 @patch
@@ -218,11 +272,17 @@ def _keep_descriptors(self:FramePairs):
             raise DataError(f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; if the frame is there, run 'egoexo_features' again",
                             take=take, camera=camera, frame=min(lost))
     for side, take, camera, frames in tqdm(todo, 'descriptors', unit='camera', disable=None, leave=False):
-        self.features.keep('truth', take, camera, frames, self.objects)
-        if side=='dest' or self.rivals: self.features.keep(self.kind, take, camera, frames, self._named_proposals)
+        self.features.keep('truth', take, camera, frames, self._annotated)
+        if side=='dest' or self.rivals: self.features.keep(self.kind, take, camera, frames, self._proposed)
 
 @patch
-def _named_proposals(self:FramePairs, take, camera, frame) -> dict: return dict(enumerate(self.propose(take, camera, frame)))
+def _annotated(self:FramePairs, take, camera, frame) -> tuple:
+    return self.objects(take, camera, frame), None
+
+@patch
+def _proposed(self:FramePairs, take, camera, frame) -> tuple:
+    found = self.propose(take, camera, frame)
+    return dict(enumerate(found.rles)), found.boxes
 
 # %% ../nbs/08_training.ipynb #7a5b5937
 def _places(rles) -> np.ndarray: # float64 [N, 2]
@@ -235,33 +295,38 @@ def overlaps(self:FramePairs,
 ) -> tuple: # [B, P] mask IoU, [B, P] box IoU, [P, P] neighbours, [B, R] mask IoU in the source view, [B, 2], [R, 2] and [P, 2] centroids
     "How each object's masks overlap with the proposals, which proposals are neighbours, and where everything is"
     take, source, camera, frame = self.keys[i]
-    proposals, seen, names = self.propose(take, camera, frame), self.objects(take, camera, frame), self.names(i)
-    rivals = self.propose(take, source, frame) if self.rivals else []
+    found, seen, names = self.propose(take, camera, frame), self.objects(take, camera, frame), self.names(i)
+    proposals, rivals = found.rles, self.propose(take, source, frame).rles if self.rivals else []
     objects = [self.annotations.rle(take, o, source, frame) for o in names]
     here = [rle_resize(o, rivals[0]['size']) for o in objects] if rivals else []
     iou, boxes = np.zeros((2, len(names), len(proposals)))
     there = [b for b,o in enumerate(names) if o in seen]
     if proposals and there:
-        truths = [rle_resize(seen[names[b]], proposals[0]['size']) for b in there]
-        iou[there], boxes[there] = rle_iou(truths, proposals), box_iou(rle_boxes(truths), rle_boxes(proposals))
+        truths = [rle_resize(seen[names[b]], found.size) for b in there]
+        iou[there], boxes[there] = rle_iou(truths, proposals), box_iou(rle_boxes(truths), found.boxes)
     return iou, boxes, adjacency(proposals, self.order), rle_iou(here, rivals) if rivals else np.zeros((len(names), 0)), *map(_places, (objects, rivals, proposals))
+
+@patch
+def _described(self:FramePairs, take, camera, frame) -> Tensor: # float32 [P, 2C]
+    "Descriptors of a frame's proposals"
+    return self.features.descriptors(self.kind, take, camera, frame, *self._proposed(take, camera, frame))
 
 @patch
 def __getitem__(self:FramePairs, i:int) -> FramePair:
     "Frame pair i"
     take, source, dest, frame = self.keys[i]
-    names, proposals = self.names(i), self.propose(take, dest, frame)
+    names, proposals = self.names(i), self.propose(take, dest, frame).rles
     here, seen = self.objects(take, source, frame), self.objects(take, dest, frame)
     if lost := set(names)-set(here): raise DataError('a pair has no mask in the source view', take=take, object=min(lost), camera=source, frame=frame)
     there = [o for o in seen if o in names]
     truth = np.array([len(proposals)+there.index(o) if o in seen else -1 for o in names])
     objects = self.features.descriptors('truth', take, source, frame, here)[[list(here).index(o) for o in names]]
-    candidates = torch.cat([self.features.descriptors(self.kind, take, dest, frame, self._named_proposals(take, dest, frame)),
+    candidates = torch.cat([self._described(take, dest, frame),
                             self.features.descriptors('truth', take, dest, frame, seen)[[list(seen).index(o) for o in there]]])
     maps = self.features.map(take, source, frame), self.features.map(take, dest, frame)
-    rivals = self.features.descriptors(self.kind, take, source, frame, self._named_proposals(take, source, frame)) if self.rivals else None
+    rivals = self._described(take, source, frame) if self.rivals else None
     iou, boxes, neighbours, *others = self.overlaps(i)
-    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, candidates, *maps, proposals, iou, boxes, neighbours, rivals, *others)
+    return FramePair(take, source, dest, frame, self.rows[i], objects, truth, self.looked_for(i), candidates, *maps, proposals, iou, boxes, neighbours, rivals, *others)
 
 # %% ../nbs/08_training.ipynb #cell035
 def cosine_scores(pair:FramePair) -> tuple[Tensor,Tensor]: # Similarity [B, P], confidence [B]
@@ -305,7 +370,7 @@ def matcher_scores(
         asked = ask_back(found[:B], found[B:], torch.from_numpy(pair.rival_iou>=.5)) if mutual else found[:B]
         if geometry: asked = asked + geometric_prior(found, *pair.places)[:B]
         similarity, confidence = _with_confidence(asked)
-        there = matcher.existence(match._replace(similarity=asked.to(device))).double().softmax(1)[:,1].cpu()
+        there = matcher.existence(match._replace(similarity=asked.to(device))).cpu().double().softmax(1)[:,1]
         return similarity, there if existence and len(dest) else confidence
     return scores
 
@@ -317,14 +382,25 @@ class Answer(NamedTuple):
     confidence:float
     loss:float       # Cross-entropy of the best proposal, 0 for an object that is not visible
     visible:bool     # Whether the object is there
+    known:bool       # Whether somebody looked
 
-def _answers(scores, pair:FramePair, size, temperature:float=.07) -> list[Answer]:
+def _answers(
+    scores,
+    pair:FramePair,
+    size:tuple[int,int],  # (height, width) of the image that the model saw
+    temperature:float=.07
+) -> list[Answer]:
     "Answers to all pairs of a frame pair; the target of the loss is the proposal that overlaps most (SPEC 7)"
     similarity, confidence = scores(pair)
-    if not pair.proposals: return [Answer(int(r), rle_encode(np.zeros(size, bool)), 0., 0., bool(v)) for r, v in zip(pair.rows, pair.visible)]
+    which = list(zip(pair.rows.tolist(), pair.visible.tolist(), pair.known.tolist()))
+    if not pair.proposals:
+        nothing = rle_encode(np.zeros(size, bool))
+        return [Answer(row, nothing, 0., 0., visible, known) for row, visible, known in which]
     losses = F.cross_entropy(similarity/temperature, torch.from_numpy(pair.iou.argmax(1)), reduction='none')*torch.from_numpy(pair.visible)
     best = similarity.argmax(1).tolist()
-    return [Answer(int(row), pair.proposals[k], c, loss, v) for row, k, c, loss, v in zip(pair.rows, best, confidence.tolist(), losses.tolist(), pair.visible.tolist())]
+    masks = {k: rle_resize(pair.proposals[k], size) for k in set(best)}
+    return [Answer(row, masks[k], c, loss, visible, known)
+            for (row, visible, known), k, c, loss in zip(which, best, confidence.tolist(), losses.tolist())]
 
 def _prediction(pairs:FramePairs, answers:list[Answer]) -> dict:
     "Answers as SPEC 11 wants them"
@@ -338,55 +414,80 @@ def _prediction(pairs:FramePairs, answers:list[Answer]) -> dict:
     return {pairs.direction.results_key: {'results': results}}
 
 # %% ../nbs/08_training.ipynb #cell042
+def _ahead(items, order):
+    "`items[k]` for each k of an order; while one is worked on, the next one is read"
+    order = list(order)
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(items.__getitem__, k) for k in order[:1]]
+        for k in [*order[1:], None]:
+            if not coming: return
+            item = coming.pop().result()
+            if k is not None: coming.append(reader.submit(items.__getitem__, k))
+            yield item
+
 def predict(
     scores,          # Function of a `FramePair`: similarity [B, P] and confidence [B]
     pairs:FramePairs # What to ask
 ) -> dict:           # Prediction JSON of SPEC 11
-    "The answers to all pairs"
+    "The answers to all pairs; under `accelerate launch` each process answers its share, and each gets all answers"
+    from accelerate.utils import gather_object
     from tqdm import tqdm
-    size = pairs.features.image_size(pairs.direction.dest)
-    answers = [a for i in tqdm(range(len(pairs)), 'predict', unit='frame pair', disable=None) for a in _answers(scores, pairs[i], size)]
-    return _prediction(pairs, answers)
+    process, size = this_process(), pairs.features.image_size(pairs.direction.dest)
+    mine, answers = range(process.process_index, len(pairs), process.num_processes), []
+    bar = tqdm(_ahead(pairs, mine), 'predict', len(mine), unit='frame pair', disable=None if process.is_main_process else True)
+    for pair in bar:
+        answers += _answers(scores, pair, size)
+    return _prediction(pairs, gather_object(answers))
 
 # %% ../nbs/08_training.ipynb #cell045
 def batches(
-    pairs:FramePairs, # What to train on
-    batch_size:int,   # Pairs in a batch
+    pairs:FramePairs,  # What to train on
+    batch_size:int,    # Pairs in a batch
     seed:int,
-    epoch:int         # From 0
-) -> list:            # Batches: lists of (frame pair, places of the objects asked for)
+    epoch:int,         # From 0
+    grouped:bool=False # Fill batches frame pair by frame pair; else pairs are drawn from all
+) -> list:             # Batches: lists of (frame pair, places of the objects asked for)
     "The batches of an epoch"
-    order = np.random.default_rng((seed, epoch)).permutation(len(pairs))
-    which = np.concatenate([np.full(len(pairs.rows[i]), i) for i in order])
-    place = np.concatenate([np.arange(len(pairs.rows[i])) for i in order])
+    rng, sizes = np.random.default_rng((seed, epoch)), np.array([len(rows) for rows in pairs.rows])
+    frame_pairs = rng.permutation(len(pairs)) if grouped else np.arange(len(pairs))
+    which = np.repeat(frame_pairs, sizes[frame_pairs])
+    place = np.concatenate([np.arange(n) for n in sizes[frame_pairs]])
+    if not grouped:
+        order = rng.permutation(len(which))
+        which, place = which[order], place[order]
     cuts = [slice(k, k+batch_size) for k in range(0, len(which), batch_size)]
-    return [[(int(i), place[c][which[c]==i]) for i in dict.fromkeys(which[c])] for c in cuts]
+    return [[(int(i), np.sort(place[c][which[c]==i])) for i in dict.fromkeys(which[c])] for c in cuts]
 
 # %% ../nbs/08_training.ipynb #2d2d794c
 class Sample(NamedTuple):
     "What the matcher is shown of a frame pair in training"
     pair:FramePair        # With no more rivals than there are to be
-    index:Tensor  # int64 [B, n], the candidates' rows in `pair.dest`
-    target:Tensor # int64 [B], where in a row of `index` the ground truth is
-    valid:Tensor  # bool [B, n], `False` where there was nothing to put
+    asked:Tensor  # int64 [K], which of its B objects have a loss
+    index:Tensor  # int64 [K, n], the candidates' rows in `pair.dest`
+    target:Tensor # int64 [K], where in a row of `index` the ground truth is
+    valid:Tensor  # bool [K, n], `False` where there was nothing to put
 
 def draw_sample(
     pair:FramePair,
     seed:int, epoch:int,
     n:int=32,             # Candidates of each object
     keep_out:bool=False,  # Keep proposals that are the object itself out of the negatives (SPEC 13)
-    rivals:int=64         # Most rivals
+    rivals:int=64,        # Most rivals
+    asked=None            # int64 [K], the objects that are this process's; all by default
 ) -> Sample:
     "Candidates for each object of a frame pair, and the rivals that all its objects share"
+    asked = np.arange(len(pair.rows)) if asked is None else np.asarray(asked)
+    if pair.rivals is None:
+        pair, asked = pair.only(asked), np.arange(len(asked))
     drawn = []
-    for row, truth, iou, boxes in zip(pair.rows, pair.truth, pair.iou, pair.box_iou):
+    for row, truth, iou, boxes in zip(*(x[asked] for x in (pair.rows, pair.truth, pair.iou, pair.box_iou))):
         same = iou>=.5 if keep_out and truth>=0 else None
         c = sample_candidates(pair.neighbours, boxes if truth>=0 else None, np.random.default_rng((seed, epoch, int(row))), n, same)
         drawn.append((np.where(c.index<0, max(truth, 0), c.index), c.target, c.valid))
     if pair.rivals is not None:
         kept = np.random.default_rng((seed, epoch, int(pair.rows[0]), 1)).permutation(len(pair.rivals))[:rivals]
         pair = pair._replace(rivals=pair.rivals[kept], rival_iou=pair.rival_iou[:,kept], rival_places=pair.rival_places[kept])
-    return Sample(pair, *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
+    return Sample(pair, torch.from_numpy(asked), *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
 
 # %% ../nbs/08_training.ipynb #cell051
 class Samples:
@@ -403,17 +504,13 @@ class Samples:
     def __len__(self): return len(self.batches)
 
     def __getitem__(self, k:int) -> tuple[list[Sample],int]: # Samples; pairs in the whole batch
-        share = self.batches[k][self.process::self.processes]
-        return [self.draw(self.pairs[i].only(places)) for i, places in share], sum(len(places) for _, places in self.batches[k])
-
-def _ahead(samples:Samples):
-    "The samples in order; while one is worked on, the next one is read"
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(samples.__getitem__, k) for k in range(min(1, len(samples)))]
-        for k in range(len(samples)):
-            sample = coming.pop().result()
-            if k+1<len(samples): coming.append(reader.submit(samples.__getitem__, k+1))
-            yield sample
+        ends = np.cumsum([0, *(len(places) for _, places in self.batches[k])])
+        first, last = (int(ends[-1])*p//self.processes for p in (self.process, self.process+1))
+        samples = []
+        for (i, places), start, end in zip(self.batches[k], ends, ends[1:]):
+            mine = np.arange(max(first, start), min(last, end))-start
+            if len(mine): samples.append(self.draw(self.pairs[i].only(places), asked=mine))
+        return samples, int(ends[-1])
 
 # %% ../nbs/08_training.ipynb #70c2e38a
 class Objective(nn.Module):
@@ -441,32 +538,33 @@ class Objective(nn.Module):
 def losses(self:Objective, sample:Sample) -> Tensor: # [3]
     "The losses of a frame pair, summed over its objects"
     pair, device, P, B = sample.pair, self.balance.device, len(sample.pair.proposals), len(sample.pair.rows)
-    used, index = torch.unique(torch.cat([torch.arange(P if self.existence else 0), sample.index.flatten()]), return_inverse=True)
+    proposals = torch.arange(P if self.existence else 0, device=sample.index.device)
+    used, index = torch.unique(torch.cat([proposals, sample.index.flatten()]), return_inverse=True)
     index = index[-sample.index.numel():].view_as(sample.index)
     rows = pair.dest if len(pair.dest) else pair.source.new_zeros(1, pair.source.shape[1])
-    source, dest, source_map, dest_map, index, target, valid = (
-        x.to(device) for x in (pair.sources, rows[used], pair.source_map, pair.dest_map, index, sample.target, sample.valid))
-    visible = torch.from_numpy(pair.visible).to(device)
+    source, dest, source_map, dest_map, asked, index, target, valid = (
+        x.to(device) for x in (pair.sources, rows[used], pair.source_map, pair.dest_map, sample.asked, index, sample.target, sample.valid))
+    visible, known, same = (torch.from_numpy(x).to(device) for x in (pair.visible, pair.known, pair.rival_iou>=.5))
     match = self.matcher.match(source[:,None], dest[None], source_map[None], dest_map[None])
     if not match.similarity.isfinite().all(): raise DataError('the similarities are not finite numbers', take=pair.take, camera=pair.dest_cam, frame=pair.frame)
-    similarity = match.similarity[:B].gather(1, index).masked_fill(~valid, -torch.inf)
-    loss = matching_loss(similarity, target, visible.float(), self.temperature)*B
-    back = self.asked_back(match.similarity, index.gather(1, target[:,None])[:,0], visible, torch.from_numpy(pair.rival_iou>=.5).to(device)) if self.mutual else 0*loss
+    similarity, seen = match.similarity[asked].gather(1, index).masked_fill(~valid, -torch.inf), visible[asked]
+    loss = matching_loss(similarity, target, seen.float(), self.temperature)*len(asked)
+    back = self.asked_back(match.similarity, asked[seen], index.gather(1, target[:,None])[seen,0], same) if self.mutual else 0*loss
     if not self.existence: return torch.stack([loss, back, 0*loss])
-    logits = self.matcher.existence(Match(match.similarity[:B,:P], match.source[:B], match.dest[:,:P]), self.temperature)
-    return torch.stack([loss, back, F.cross_entropy(logits.float(), visible.long(), self.balance, reduction='sum')])
+    logits = self.matcher.existence(Match(match.similarity[asked,:P], match.source[asked], match.dest[:,:P]), self.temperature)
+    there = F.cross_entropy(logits.float(), seen.long(), self.balance, reduction='none')*known[asked]
+    return torch.stack([loss, back, there.sum()])
 
 @patch
 def asked_back(self:Objective,
     similarity:Tensor, # [B+R, N], objects and rivals
-    truth:Tensor,      # int64 [B], column of each object's ground truth
-    visible:Tensor,    # bool [B]
+    objects:Tensor,    # int64 [K], the visible objects that are asked for, by their row
+    truth:Tensor,      # int64 [K], column of each one's ground truth
     same:Tensor        # bool [B, R], where a rival is the object itself
 ) -> Tensor:
-    "Cross-entropy of each ground truth's match among the objects and the rivals, summed over the visible objects"
-    objects = visible.nonzero()[:,0]
-    logits = similarity[:,truth[objects]].T.float()/self.temperature
-    logits[:,len(visible):].masked_fill_(same[objects], -torch.inf)
+    "Cross-entropy of each ground truth's match among the objects and the rivals, summed over the objects"
+    logits = similarity[:,truth].T.float()/self.temperature
+    logits[:,len(same):].masked_fill_(same[objects], -torch.inf)
     return F.cross_entropy(logits, objects, reduction='sum')
 
 # %% ../nbs/08_training.ipynb #cell062
@@ -509,11 +607,13 @@ def informed_start(
     def rotation(n=WIDTH): return nn.init.orthogonal_(torch.empty(WIDTH, n))
     mean, matrix = whitening(pairs, shrink)
     weight, lift = rotation(matcher.dim)@matrix.T, torch.full((WIDTH,), 1.5)
-    matcher.projection.weight.copy_(weight[...,None,None]); matcher.projection.bias.copy_(-weight@mean)
-    first, second, third = matcher.embed[::2]
-    first.weight.copy_(torch.cat([.03*rotation(), rotation(), .3*rotation()], 1)); first.bias.copy_(lift)
-    second.weight.copy_(rotation()); second.bias.copy_(lift-second.weight@lift)
-    third.weight.copy_(rotation()); third.bias.copy_(-third.weight@lift)
+    matcher.projection.weight.copy_(weight[...,None,None])
+    matcher.projection.bias.copy_(-weight@mean)
+    layers = torch.cat([.03*rotation(), rotation(), .3*rotation()], 1), rotation(), rotation()
+    biases = lift, lift-layers[1]@lift, -layers[2]@lift
+    for layer, weight, bias in zip(matcher.embed[::2], layers, biases):
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
 
 # %% ../nbs/08_training.ipynb #d9dc671c
 @dataclass
@@ -525,6 +625,7 @@ class Settings:
     lowest_lr:float=1e-6     # And at the end of its cosine
     warmup:int=0             # Steps in which the learning rate rises to it
     weight_decay:float=.01   # AdamW's
+    grouped:bool=False       # Fill batches frame pair by frame pair (`batches`)
     clip:float=1.            # Norm at which gradients are clipped; 0 for never
     candidates:int=32        # Candidates of a pair in training
     order:int=2              # Of the adjacency that negatives come from
@@ -537,20 +638,34 @@ class Settings:
     whiten:bool=False        # Start with `informed_start`
     count:int=None           # Train on so many pairs, drawn once
     balanced:bool=False      # Draw them balanced over (take, object)
+    rule:str=None            # How frames became images: 'report', 'reference'; `None` for either
     init:str=None            # Start from this checkpoint: what `save_pretrained` wrote, or the reference's
     seed:int=42              # Of the weights, the order, and the candidates
 
     def __post_init__(self):
         for k, lowest in dict(epochs=1, batch_size=1, candidates=1, warmup=0, lr=0, lowest_lr=0, weight_decay=0, clip=0, existence=0, mutual=0, rivals=0).items():
             if not lowest<=getattr(self, k)<math.inf: raise ArgumentError(f'{k} must be at least {lowest}, not {getattr(self, k)}')
+        if self.rule not in (None, *RULES): raise ArgumentError(f"rule must be 'report' or 'reference', not {self.rule!r}")
 
     @property
     def uses(self) -> dict: "How the matcher answers: the arguments of `matcher_scores`"; return dict(existence=self.existence>0 or self.calibrate, mutual=self.mutual>0, geometry=self.geometry)
 
-PRESETS = {'report': {}, 'report-dinov3': dict(batch_size=4, candidates=16), 'reference': dict(epochs=3, batch_size=24, lr=8e-5, clip=0.),
-           'mini': dict(epochs=1, batch_size=32, lr=1e-4, warmup=10, mutual=1., calibrate=True, geometry=True, whiten=True, keep_out=True)}
+PRESETS = {
+    'report': dict(rule='report'),
+    'report-dinov3': dict(rule='report', batch_size=4, candidates=16),
+    'reference': dict(rule='reference', epochs=3, batch_size=24, lr=8e-5, clip=0.),
+    'mini': dict(rule='report', epochs=1, batch_size=32, grouped=True, lr=1e-4, warmup=10, mutual=1., calibrate=True, geometry=True, whiten=True,
+                 keep_out=True)}
 
 # %% ../nbs/08_training.ipynb #f38d7ab5
+def frame_pairs(
+    root:str|Path, split:str, direction:str, features, proposals, # As `FramePairs` takes them
+    settings:Settings,
+    pairs:pd.DataFrame=None # Other pairs than those of the split's pair file
+) -> FramePairs:
+    "A split's frame pairs as a matcher of these settings wants them: with rivals if it looks at them"
+    return FramePairs(root, split, direction, features, proposals, pairs, settings.order, rivals=settings.mutual>0 or settings.geometry)
+
 class Run:
     "A training's folder"
     def __init__(self, folder:str|Path):
@@ -575,8 +690,7 @@ class Run:
 
     def pairs(self, split:str, features, proposals, pairs:pd.DataFrame=None) -> 'FramePairs':
         "A split's frame pairs as this run's matcher wants them: with rivals if it looks at them"
-        settings = Settings(**self.config['settings'])
-        return FramePairs(self.root, split, self.config['direction'], features, proposals, pairs, settings.order, rivals=settings.mutual>0 or settings.geometry)
+        return frame_pairs(self.root, split, self.config['direction'], features, proposals, Settings(**self.config['settings']), pairs)
 
 # %% ../nbs/08_training.ipynb #cell071
 def read_progress(
@@ -600,29 +714,38 @@ def matcher(self:Run,
     matcher.load_state_dict(state['matcher'])
     return matcher
 
+def _device_name() -> str:
+    device = this_process().device
+    return torch.cuda.get_device_name(device) if device.type=='cuda' else device.type.upper()
+
 def environment() -> dict:
     "Versions and machine, for the record"
     from importlib.metadata import version
     packages = ('torch', 'timm', 'numpy', 'pandas', 'accelerate', 'safetensors')
     return dict(egoexo_corr=__version__, python=platform.python_version(), system=f'{platform.system()} {platform.machine()}', threads=torch.get_num_threads(),
-                device=torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU', **{p: version(p) for p in packages})
+                device=_device_name(), **{p: version(p) for p in packages})
 
 # %% ../nbs/08_training.ipynb #cell074
-def open_run(
+def check_run(
     root:str|Path, # A root
     name:str,      # Of the run: a folder below `root/runs`
     config:dict,   # What decides about its weights
     resume:bool    # Go on with it if it is there
-) -> Run:
-    "A new run, or the one that is there if it has the same configuration"
+) -> Run|None:     # The run that is there, if one is
+    "Whether a run can be begun or gone on with; nothing is written"
     folder, config = inside(Path(root)/'runs', name), json.loads(json.dumps(config, default=str))
-    if (folder/'config.json').is_file():
-        if not resume: raise ArgumentError('this run exists; resume it, take another name, or delete its folder', file=folder)
-        there, here = ({**c, **c.get('settings', {}), **c.get('features', {}), 'settings': 0, 'features': 0} for c in (Run(folder).config, config))
-        if other := differences(here, there): raise ArgumentError(f'this run was begun with {other}', file=folder)
-    else:
-        write_json(folder/'environment.json', environment(), indent=1)
-        write_json(folder/'config.json', config, indent=1)
+    if not (folder/'config.json').is_file(): return None
+    if not resume: raise ArgumentError('this run exists; resume it, take another name, or delete its folder', file=folder)
+    there, here = ({**c, **c.get('settings', {}), **c.get('features', {}), 'settings': 0, 'features': 0} for c in (Run(folder).config, config))
+    if other := differences(here, there): raise ArgumentError(f'this run was begun with {other}', file=folder)
+    return Run(folder)
+
+def open_run(root:str|Path, name:str, config:dict, resume:bool) -> Run:
+    "A new run, or the one that is there if it has the same configuration; arguments as in `check_run`"
+    if run := check_run(root, name, config, resume): return run
+    folder = inside(Path(root)/'runs', name)
+    write_json(folder/'environment.json', environment(), indent=1)
+    write_json(folder/'config.json', json.loads(json.dumps(config, default=str)), indent=1)
     return Run(folder)
 
 # %% ../nbs/08_training.ipynb #cell077
@@ -650,18 +773,33 @@ def training_pairs(root:str|Path, direction:str, settings:Settings) -> pd.DataFr
     kept = {id(p) for p in sample_by_count(pairs, settings.count, settings.seed, settings.balanced)}
     return table[[id(p) in kept for p in pairs]]
 
-def _accelerator(mixed_precision:str|None):
+def _accelerator(
+    mixed_precision:str|None, # 'bf16' or 'no'; by default 'bf16' on a CUDA device that has it
+    device:str=None           # As in `core.best_device`
+):
+    "Accelerate's `Accelerator` on a device"
     from accelerate import Accelerator
-    gpu = torch.accelerator.is_available()
+    from accelerate.state import AcceleratorState
     if mixed_precision not in (None, 'no', 'bf16'): raise ArgumentError(f"mixed_precision must be 'bf16' or 'no', not {mixed_precision!r}")
-    try: return Accelerator(cpu=not gpu, mixed_precision=mixed_precision or ('bf16' if gpu else 'no'))
-    except ValueError: raise ArgumentError(f'Accelerate is at work in another precision than {mixed_precision!r} already; that takes a new process') from None
+    where = this_process(device).device
+    has = where.type!='cuda' or torch.cuda.is_bf16_supported()
+    wanted = mixed_precision or ('bf16' if where.type=='cuda' and has else 'no')
+    busy = AcceleratorState._shared_state and AcceleratorState().mixed_precision!=wanted
+    if busy: raise ArgumentError(f'Accelerate is at work in another precision than {wanted!r} already; that takes a new process')
+    refused = ArgumentError(f"{where} does not compute in {wanted}; take 'no'")
+    if not has and wanted=='bf16': raise refused
+    try: return Accelerator(cpu=where.type=='cpu', mixed_precision=wanted)
+    except ValueError: raise refused from None
 
 # %% ../nbs/08_training.ipynb #cell083
 def existence_balance(pairs:FramePairs) -> tuple[float,float]:
-    "Weights with which absent and present objects count equally"
-    there = np.concatenate([[o in seen for o in pairs.names(i)] for i, (t, _, c, f) in enumerate(pairs.keys) for seen in [pairs.objects(t, c, f)]])
-    return tuple(len(there)/2/max(n, 1) for n in ((~there).sum(), there.sum()))
+    "Weights with which absent and present objects count equally; those that nobody looked for do not count"
+    there = []
+    for i, (take, _, camera, frame) in enumerate(pairs.keys):
+        seen = pairs.objects(take, camera, frame)
+        there += [name in seen for name, known in zip(pairs.names(i), pairs.looked_for(i)) if known]
+    present = sum(there)
+    return tuple(len(there)/2/max(n, 1) for n in (len(there)-present, present))
 
 # %% ../nbs/08_training.ipynb #7a102689
 class Trainer:
@@ -683,8 +821,10 @@ class Trainer:
         self.steps = len(self.batches(0))
         self.epoch, self.step, self.sums, self.best, self.history = 0, 0, torch.zeros(4, dtype=torch.float64), -1., []
         self.truth = ground_truth(val.root, val.pairs, val.direction)
+        if not any(True for _ in observations(self.truth['annotations'], val.direction)):
+            raise DataError(f'no validation pair can be scored: nobody looked for any of their objects in the {val.direction.dest} view', file=val.path)
 
-    def batches(self, epoch:int) -> list: "The batches of an epoch"; return batches(self.train, self.settings.batch_size, self.settings.seed, epoch)
+    def batches(self, epoch:int) -> list: "The batches of an epoch"; return batches(self.train, self.settings.batch_size, self.settings.seed, epoch, self.settings.grouped)
 
     def lr(self) -> float:
         "The learning rate of the next step: half a cosine from the first step to the last, rising to it at first"
@@ -716,7 +856,7 @@ def train_epoch(self:Trainer, save_every:int):
     samples = Samples(self.train, self.batches(self.epoch)[self.step:], draw, a.process_index, a.num_processes)
     self.objective.train()
     with tqdm(total=self.steps, initial=self.step, desc=f'epoch {self.epoch+1}/{s.epochs}', unit='step', disable=None if a.is_main_process else True) as bar:
-        for share, total in _ahead(samples):
+        for share, total in _ahead(samples, range(len(samples))):
             try: self.take_step(share, total)
             except EgoExoError as e: raise e.at(run=self.run.name, epoch=self.epoch+1, step=self.step+1) from None
             bar.update(); bar.set_postfix(loss=f'{self.sums[0]/self.sums[-1]:.3f}')
@@ -737,11 +877,12 @@ def validate(self:Trainer) -> dict:
 
 @patch
 def calibrated(self:Trainer, answers:list[Answer]) -> list[Answer]:
-    "Calibrate existence on answers, and give them with the new confidence"
+    "Calibrate existence on answers, and give them with the new confidence; in float64 on the CPU"
     asked, rest = [x for x in answers if x.confidence], [x for x in answers if not x.confidence]
-    odds, old = torch.tensor([x.confidence for x in asked], dtype=torch.float64).logit(eps=1e-15), self.matcher.nothing.detach().double()
-    self.matcher.calibrate(odds, torch.tensor([x.visible for x in asked], dtype=torch.bool))
-    new = self.matcher.nothing.detach().double()
+    odds, old = torch.tensor([x.confidence for x in asked], dtype=torch.float64).logit(eps=1e-15), self.matcher.nothing.detach().cpu().double()
+    visible, known = (torch.tensor([getattr(x, k) for x in asked], dtype=torch.bool) for k in ('visible', 'known'))
+    self.matcher.calibrate(odds[known], visible[known])
+    new = self.matcher.nothing.detach().cpu().double()
     odds = new[1]*(odds/old[1]+(old[0]-new[0])/.07)
     return rest + [x._replace(confidence=c) for x, c in zip(asked, odds.sigmoid().tolist())]
 
@@ -794,17 +935,21 @@ def fit(
     resume:bool=False,        # Go on with the run if it is there
     each_epoch=(),            # Functions that are called with the history after each epoch
     save_every:int=500,       # Steps after which the checkpoint is written within an epoch
-    mixed_precision:str=None, # 'bf16' or 'no'; 'bf16' where there is a GPU by default
+    mixed_precision:str=None, # 'bf16' or 'no'; by default 'bf16' on a CUDA device that has it
+    device:str=None,          # Where to train (`core.best_device`)
     **kwargs
 ) -> Run:
     "Train a matcher; `**kwargs` are `Settings`"
-    s, a = Settings(**kwargs), _accelerator(mixed_precision)
+    s = Settings(**kwargs)
+    _check_rule(s, features)
+    a = _accelerator(mixed_precision, device)
     config = dict(direction=str(Direction(direction)), features=features.made_with, proposals=proposals_name(proposals), settings=asdict(s), version=__version__)
-    with a.main_process_first(): run = open_run(root, name, config, resume or not a.is_main_process)
-    if run.finished: return run
+    run = check_run(root, name, config, resume)
+    if run and run.finished: return run
+    train, val = (frame_pairs(root, split, direction, features, proposals, s, pairs) for split, pairs in (('train', training_pairs(root, direction, s)), ('val', None)))
+    trainer = Trainer(run, train, val, s, a)
+    with a.main_process_first(): trainer.run = run = open_run(root, name, config, resume or not a.is_main_process)
     with _locked(run.folder) if a.is_main_process else nullcontext():
-        train, val = (run.pairs(split, features, proposals, pairs) for split, pairs in (('train', training_pairs(root, direction, s)), ('val', None)))
-        trainer = Trainer(run, train, val, s, a)
         trainer.restore()
         while trainer.epoch<s.epochs:
             trainer.train_epoch(save_every)
@@ -812,6 +957,14 @@ def fit(
             for f in each_epoch if a.is_main_process else (): f(pd.DataFrame(trainer.history))
         a.wait_for_everyone()
     return run
+
+def _check_rule(settings:Settings, features):
+    "`ArgumentError` if features were made of images by another rule than the settings want; an official checkpoint wants the reference's"
+    wanted, made = settings.rule, features.made_with['rule']
+    if wanted is None and settings.init and not Path(settings.init).is_dir(): wanted = 'reference'
+    if wanted in (None, made): return
+    raise ArgumentError(f"these settings want images by the {wanted}'s rule, and the features of {features.made_with['backbone']} were made by the "
+                        f"{made}'s; make them with 'egoexo_features --rule {wanted}', or train with the rule {made!r}")
 
 # %% ../nbs/08_training.ipynb #98aea2d5
 def _fit_alone(root, name, features, proposals, settings) -> Run:
@@ -851,12 +1004,13 @@ class LiveCurve:
 def run_scores(
     run:Run,          # A training
     features,         # What its matcher will be shown
-    which:str='best'  # 'best' or 'last'
+    which:str='best', # 'best' or 'last'
+    device:str=None   # Where the matcher computes (`core.best_device`)
 ):
     "Scores by a run's matcher, for `predict`; `DataError` for other features than it was trained on"
     config = run.config
     if other := differences(config['features'], features.made_with): raise DataError(f'these features do not fit the run: they were made with {other}', file=run.folder)
-    return matcher_scores(run.matcher(which), **Settings(**config['settings']).uses)
+    return matcher_scores(run.matcher(which).to(this_process(device).device), **Settings(**config['settings']).uses)
 
 # %% ../nbs/08_training.ipynb #cell121
 def temporal_consistency(
