@@ -9,13 +9,13 @@ __all__ = ['WAY_OUT', 'LONGEST', 'SPLITS', 'MIB', 'REFERENCE_NAMES', 'RULES', 'G
            'check_marks', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks', 'Take', 'read_relations',
            'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path', 'frame_path', 'frames_on_disk',
            'extract_frames', 'fingerprint', 'entry_digest', 'read_record', 'write_record', 'video_facts',
-           'discard_frames', 'why_stale', 'common_rate', 'off_rate', 'off_length', 'drop_misfits', 'write_annotation',
-           'is_complete', 'write_lists', 'download_take', 'Preparation', 'prepare', 'make_pairs', 'sample_by_ratio',
-           'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame',
-           'TakeAnnotation', 'Annotations', 'image_size', 'resize_image', 'fit_image', 'pair_rles', 'PairDataset',
-           'ground_truth', 'RootSummary', 'describe_root', 'eight_bit', 'read_photograph', 'shape_tells',
-           'upright_mask', 'other_values', 'read_mask_png', 'segmentation_rle', 'read_coco', 'match_photograph',
-           'scene_photographs', 'DrawnPhotograph', 'import_photographs']
+           'discard_frames', 'why_stale', 'common_rate', 'off_rate', 'off_length', 'same_shape', 'frame_size',
+           'drop_misfits', 'write_annotation', 'is_complete', 'write_lists', 'download_take', 'Preparation', 'prepare',
+           'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs',
+           'frames_of', 'load_frame', 'frame_digest', 'TakeAnnotation', 'Annotations', 'image_size', 'resize_image',
+           'fit_image', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root', 'eight_bit',
+           'read_photograph', 'shape_tells', 'upright_mask', 'other_values', 'read_mask_png', 'segmentation_rle',
+           'read_coco', 'match_photograph', 'scene_photographs', 'DrawnPhotograph', 'import_photographs']
 
 # %% ../nbs/03_dataset.ipynb #cell004
 import hashlib, html, io, json, os, re, shutil, subprocess, unicodedata
@@ -30,7 +30,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import pandas as pd
 from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, MaskError,
-                              atomic_path, inside, is_frame, read_json, view_of, write_json)
+                              atomic_path, inside, is_frame, read_json, sha256, view_of, write_json)
 from .masks import (MAX_PIXELS, decode_annotation, encode_annotation, format_counts, resize_mask, resize_runs, rle_areas,
                                rle_boxes, rle_decode, rle_encode, rle_from_runs, rle_resize, rle_runs)
 
@@ -602,10 +602,17 @@ def off_length(
     return f'its videos differ in length ({words} frames); whether they begin at one moment cannot be known'
 
 # %% ../nbs/03_dataset.ipynb #cell062
-def _same_shape(a, b) -> bool: return abs(a[0]*b[1] - a[1]*b[0]) <= .02*a[0]*b[1]
+def same_shape(
+    a, # (height, width)
+    b  # (height, width)
+) -> bool:
+    "Whether one size is the other enlarged, give or take 2 %"
+    return abs(a[0]*b[1] - a[1]*b[0]) <= .02*a[0]*b[1]
 
-def _frame_size(path:Path) -> tuple[int,int]|None: # (height, width)
-    "The size of a frame on disk, from its header"
+def frame_size(
+    path:str|Path # A frame on disk
+) -> tuple[int,int]|None: # (height, width); `None` if it is missing or no picture
+    "The size of a frame, from its header"
     from PIL import Image
     try:
         with Image.open(path) as picture: return picture.height, picture.width
@@ -622,8 +629,8 @@ def drop_misfits(
         for camera, frames in cameras.items():
             for frame in list(frames):
                 key = camera, int(frame)
-                if key not in sizes: sizes[key] = _frame_size(frame_path(root, take, *key))
-                if sizes[key] and not _same_shape(frames[frame]['size'], sizes[key]):
+                if key not in sizes: sizes[key] = frame_size(frame_path(root, take, *key))
+                if sizes[key] and not same_shape(frames[frame]['size'], sizes[key]):
                     wrong.setdefault(camera, []).append((name, frame, frames.pop(frame)['size'], sizes[key]))
     def problem(camera, name, frame, size, of):
         n = len(wrong[camera])
@@ -1124,6 +1131,16 @@ def load_frame(
     if image is None: raise FileError('is not a picture; delete it and prepare the take again', file=path)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
+def frame_digest(
+    root:str|Path, # A root
+    take:str,      # Its uid
+    camera:str,    # Camera
+    frame:int      # Index of the frame
+) -> str:          # 16 hexadecimal digits of the file's SHA-256; '' where there is none
+    "What tells a prepared frame from another: what is made of it keeps this beside it"
+    try: return sha256(frame_path(root, take, camera, frame))[:16]
+    except OSError: return ''
+
 # %% ../nbs/03_dataset.ipynb #cell129
 class TakeAnnotation(NamedTuple):
     "What is annotated in a take"
@@ -1375,7 +1392,7 @@ def shape_tells(
     orientation:int      # Its EXIF orientation
 ) -> bool:
     "Whether a mask's shape tells if it was drawn on the turned photograph or on the sensor's pixels"
-    return orientation==1 or orientation>4 and not _same_shape(size, size[::-1])
+    return orientation==1 or orientation>4 and not same_shape(size, size[::-1])
 
 def upright_mask(
     mask:np.ndarray,       # bool [h, w]
@@ -1383,9 +1400,9 @@ def upright_mask(
     orientation:int=1      # EXIF orientation that the photograph had
 ) -> np.ndarray:           # bool, upright; its resolution may differ from the photograph's
     "A mask turned like its photograph, if it was drawn on the unturned pixels"
-    if _same_shape(mask.shape, size): return mask
+    if same_shape(mask.shape, size): return mask
     turns = {5: lambda m: m.T, 6: lambda m: np.rot90(m, -1), 7: lambda m: np.rot90(m, 2).T, 8: np.rot90}
-    if orientation in turns and _same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
+    if orientation in turns and same_shape(mask.shape, size[::-1]): return turns[orientation](mask)
     raise DataError(f'a mask of {mask.shape[0]}×{mask.shape[1]} does not fit a photograph of {size[0]}×{size[1]}')
 
 # %% ../nbs/03_dataset.ipynb #cell171
