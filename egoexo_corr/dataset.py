@@ -154,8 +154,8 @@ def upright(
 def _picture(frame) -> np.ndarray: # uint8 [H, W, 3] RGB
     "The picture of a decoded frame, upright"
     image = frame.to_ndarray(format='rgb24')
-    turns = [bytes(s) for s in frame.side_data if s.type.name=='DISPLAYMATRIX']
-    return upright(image, np.frombuffer(turns[0], np.int32)) if turns else image
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+    return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
 
 # %% ../nbs/03_dataset.ipynb #cell017
 def _read_frame(container, stream, times:FrameTimes, decoder, at, index:int):
