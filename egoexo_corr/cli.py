@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'egoexo_mini', 'egoexo_prepare', 'egoexo_import', 'egoexo_pairs', 'egoexo_proposals', 'egoexo_features',
-           'egoexo_train', 'egoexo_predict', 'egoexo_evaluate', 'egoexo_submit', 'run_notebook', 'egoexo_reproduce']
+           'egoexo_train', 'egoexo_predict', 'egoexo_evaluate', 'egoexo_compare', 'egoexo_submit', 'run_notebook',
+           'egoexo_reproduce']
 
 # %% ../nbs/11_cli.ipynb #cell004
 import os, sys, time
@@ -12,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 
 import egoexo_corr
-from fastcore.script import call_parse, store_true
+from fastcore.script import Param, call_parse, store_true
 from .core import ArgumentError, EgoExoError, FileError, atomic_path, exit_code, write_json
 
 # %% ../nbs/11_cli.ipynb #cell007
@@ -299,28 +300,83 @@ def egoexo_evaluate(
     pred:str,                 # Prediction JSON
     direction:str='exo2ego',  # exo2ego or ego2exo
     protocol:str='omama',     # omama or official
+    resize:store_true=False,  # With --protocol official: bring predictions of another size there
     out:str=None              # Where to write summary and observations: FILE.json, or FILE.csv for the observations alone
 ):
     "Score predictions by the benchmark's metrics"
     from egoexo_corr.metrics import evaluate
-    evaluation = evaluate(gt, pred, direction, protocol)
+    evaluation = evaluate(gt, pred, direction, protocol, resize)
     if out and out.endswith('.csv'):
         with atomic_path(out) as tmp: evaluation.observations.to_csv(tmp, index=False)
     elif out: evaluation.save(out)
     for name,value in evaluation.summary.items(): print(f'{name:15} {value:.6f}' if isinstance(value, float) else f'{name:15} {value}')
 
+# %% ../nbs/11_cli.ipynb #34cd2cc9
+def _with_truth(paths:list[str]):
+    "A ground truth, if it comes first, and the runs after it"
+    from egoexo_corr.metrics import open_json
+    if not Path(paths[0]).is_file(): return None, paths
+    first = open_json(paths[0])
+    return (first, paths[1:]) if isinstance(first.content, dict) and 'annotations' in first.content else (None, paths)
+
+@call_parse
+@_one_line_errors
+def egoexo_compare(
+    runs:Param('A ground-truth JSON; then prediction JSONs, trainings, keys of archived runs', str, nargs='+'),
+    out:str=None,            # Folder for tables (CSV, LaTeX), figure (PNG, PDF) and a page with all of it (HTML)
+    direction:str=None,      # exo2ego or ego2exo, where a file holds both
+    protocol:str='omama',    # omama or official
+    resize:store_true=False, # With --protocol official: bring predictions of another size there
+    split:str='test',        # Of trainings' predictions
+    labels:str=None          # Names for the runs, with commas between them
+):
+    "Hold predictions against each other, pair by pair: means, paired differences and strata with intervals"
+    from egoexo_corr.report import compare, in_words, save_comparison
+    gt, runs = _with_truth(runs)
+    comparison = compare(runs, gt, direction, protocol, resize, split, _listed(labels))
+    print(in_words(comparison))
+    if out: print(f'\nwritten: {save_comparison(comparison, out)} and tables and figure beside it')
+
 # %% ../nbs/11_cli.ipynb #cell040
+def _camera_sizes(root, take:str, cameras) -> dict: # Camera → [height, width]
+    "Sizes of cameras by their frames, for those that no mask tells"
+    from PIL import Image
+    from egoexo_corr.dataset import frame_path, frames_on_disk
+    there = {camera: sorted(frames_on_disk(root, take, camera)) for camera in cameras}
+    return {c: Image.open(frame_path(root, take, c, frames[0])).size[::-1] for c,frames in there.items() if frames}
+
+def _whole_split(root:str, split:str) -> dict: # As a ground-truth JSON
+    "All that a root knows of a split: every take, every object, whether it has pairs or not"
+    from egoexo_corr.dataset import Annotations, read_splits
+    annotations, takes = Annotations(root, keep=1), {}
+    for uid in read_splits(Path(root)/'processed'/'split.json').get(split, []):
+        take = annotations[uid]
+        looked_at = take.annotated or {}
+        masks = {obj: take.masks.get(obj, {}) for obj in take.masks | looked_at}
+        takes[uid] = {'masks': masks, 'subsample_idx': take.frames}
+        cameras = {c for cs in (*take.masks.values(), *looked_at.values()) for c in cs}
+        takes[uid]['sizes'] = _camera_sizes(root, uid, cameras)
+        frames = {o: {c: sorted(f) for c,f in cs.items()} for o,cs in looked_at.items()}
+        if frames: takes[uid]['annotated_frames'] = frames
+    if not takes: raise ArgumentError(f'{root} has no take of the split {split!r}')
+    return {'annotations': takes}
+
 @call_parse
 @_one_line_errors
 def egoexo_submit(
-    ego2exo:str,              # Prediction JSON, ego2exo
-    exo2ego:str,              # Prediction JSON, exo2ego
-    out:str='submission.json' # Where to write
+    ego2exo:str,               # Prediction JSON, ego2exo
+    exo2ego:str,               # Prediction JSON, exo2ego
+    truth:str,                 # What is asked: a root, or a ground-truth JSON of the whole split
+    split:str='test',          # Of a root
+    fill:store_true=False,     # Call scored pairs without an answer absent
+    out:str='submission.json'  # Where to write
 ):
-    "Write the file that EvalAI's correspondence challenge takes: both directions, masks at the official size"
-    from egoexo_corr.metrics import submission
-    write_json(out, submission(ego2exo, exo2ego))
-    print(out)
+    "Write what the correspondence challenge takes: both directions, every object, masks at the official sizes"
+    from egoexo_corr.metrics import CHALLENGE_RESTS, submission
+    made = submission(ego2exo, exo2ego, _whole_split(truth, split) if Path(truth).is_dir() else truth, fill)
+    write_json(out, made.content)
+    print(f'{out}: {made}, {Path(out).stat().st_size/1e6:.2f} MB', CHALLENGE_RESTS, sep='\n')
+
 
 # %% ../nbs/11_cli.ipynb #cell043
 def _notebook(name:str) -> Path:

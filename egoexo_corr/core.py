@@ -236,7 +236,7 @@ def this_process(
     if device is None and PartialState._shared_state:
         return PartialState()
     wanted = best_device(device)
-    if wanted.type not in ('cpu', 'cuda') or wanted.index:
+    if not PartialState._shared_state and (wanted.type not in ('cpu', 'cuda') or wanted.index):
         os.environ['ACCELERATE_TORCH_DEVICE'] = str(wanted)
     state = PartialState(cpu=wanted.type=='cpu')
     if state.device.type!=wanted.type or wanted.index not in (None, 0, state.device.index):

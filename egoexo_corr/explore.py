@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['GREY', 'BLANK', 'EXISTS', 'MEASURES', 'PAGE', 'THUMBS', 'LIST_STYLE', 'WIDTHS', 'HEADS', 'TRUTH', 'RUNS', 'THUMB',
            'Screen', 'Pasted', 'Panel', 'frame_picture', 'closer_look', 'index_map', 'paint_map', 'caption_strip',
-           'stack', 'Explorer', 'take_pairs', 'PairExplorer', 'offer', 'RunMasks', 'run_masks', 'archived_masks',
-           'trained_masks', 'open_masks', 'result_table', 'text_rows', 'ResultExplorer', 'small_text', 'frame_of',
-           'Scene', 'PairScenes', 'PhotoScene', 'heat_colors', 'attention_picture', 'MatchExplorer']
+           'stack', 'Explorer', 'take_pairs', 'PairExplorer', 'offer', 'RunMasks', 'run_masks', 'open_masks',
+           'result_table', 'text_rows', 'ResultExplorer', 'small_text', 'frame_of', 'Scene', 'PairScenes', 'PhotoScene',
+           'heat_colors', 'attention_picture', 'MatchExplorer']
 
 # %% ../nbs/10_explore.ipynb #cell004
 import base64, io, re, tempfile
@@ -24,13 +24,13 @@ from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, read_json, view_of
-from .dataset import (Annotations, TakeAnnotation, ground_truth, load_frame, make_pairs, prepared_size, read_photograph,
+from .dataset import (Annotations, TakeAnnotation, load_frame, make_pairs, prepared_size, read_photograph,
                                  read_splits, read_takes, resize_image, save_frame, frame_path)
 from .masks import (PALETTE, Runs, adjacency, draw_masks, resize_runs, rle_areas, rle_boxes, rle_centroids, rle_decode, rle_encode, rle_iou,
                                rle_resize, rle_runs, runs_extent, runs_window)
-from .metrics import evaluate
+from .metrics import evaluate, open_json
 from .proposals import ProposalStore, Proposer
-from .report import ARCHIVE, PAIR, Result, archive_file, archived_keys, published, shared_pairs
+from .report import PAIR, Result, find_run, shared_pairs
 
 # %% ../nbs/10_explore.ipynb #cell009
 class Screen(Canvas):
@@ -511,47 +511,31 @@ class RunMasks:
         return cameras[row.source_cam][frame], cameras.get(row.dest_cam, {}).get(frame), answer['pred_mask']
 
 def run_masks(
-    truth:str|Path|dict,       # Ground truth: a file or its parsed JSON (SPEC 11)
-    predictions:str|Path|dict, # Predictions: a file or its parsed JSON
+    truth,                     # Ground truth: a file, its parsed JSON (SPEC 11), or both (`metrics.open_json`)
+    predictions,               # Predictions, likewise
     label:str,                 # For people
     direction:str='exo2ego',   # 'exo2ego' or 'ego2exo'
     root:str|Path=None         # Where the pictures are
 ) -> RunMasks:
     "Score predictions, and keep their masks"
-    truth, predictions = (x if isinstance(x, dict) else read_json(x) for x in (truth, predictions))
-    scored = evaluate(truth, predictions, direction)
-    return RunMasks(label, scored.observations, truth['annotations'], predictions[scored.direction.results_key]['results'], root and Path(root))
+    truth, predictions = open_json(truth), open_json(predictions)
+    scored = evaluate(truth, predictions, direction, partial=True)
+    n, lost = len(scored.observations), len(scored.unanswered)
+    if lost: label = f'{label} ({n} of {n+lost} pairs)'
+    results = predictions.content[scored.direction.results_key]['results']
+    return RunMasks(label, scored.observations, truth.content['annotations'], results, root and Path(root))
 
 # %% ../nbs/10_explore.ipynb #cell056
-def archived_masks(
-    key:str # A key of `report.published()` whose predictions are archived
-) -> RunMasks:
-    "One of the report's runs"
-    row = published().loc[key]
-    if not row.folder: raise DataError(f'{row.model} was published without its predictions')
-    files = [archive_file(next(p for p in ARCHIVE if p.startswith(f'{row.folder}/{start}'))) for start in ('exo2egoGT', 'exo2ego_predictions')]
-    return run_masks(*files, row.model)
-
-def trained_masks(
-    folder:str|Path,  # Of a training: `root/runs/<name>`
-    split:str='test'  # Of `predictions_<split>.json`
-) -> RunMasks:
-    "A training's predictions for a split"
-    folder, path = Path(folder), Path(folder)/f'predictions_{split}.json'
-    if not folder.is_dir(): raise FileError(f'there is no such run, and no archived one of this name ({", ".join(archived_keys())})', file=folder)
-    if not path.is_file(): raise FileError('the run has no predictions for this split; make them with egoexo_predict', file=path)
-    root, direction = folder.parent.parent, read_json(folder/'config.json')['direction']
-    predictions = read_json(path)
-    return run_masks(ground_truth(root, split, direction), predictions, folder.name, direction, root)
-
 def open_masks(
-    run,              # A `RunMasks`, a training's folder, or the key of an archived run
-    split:str='test'  # For a training's folder
+    run,               # A `RunMasks`, or a run as `report.find_run` takes it: folder, prediction file, key of an archived run
+    split:str='test',  # For a training's folder
+    gt=None            # Ground truth of a prediction file
 ) -> RunMasks:
     "A run from wherever it is"
     if isinstance(run, RunMasks): return run
-    if isinstance(run, str) and run in published().index: return archived_masks(run)
-    return trained_masks(run, split)
+    files = find_run(run, gt, split)
+    return run_masks(files.truth, files.predictions, files.label, files.direction, files.root)
+
 
 # %% ../nbs/10_explore.ipynb #cell060
 MEASURES = {'iou': 'IoU', 'shape_acc': 'contour', 'location_score': 'location', 'confidence': 'confidence',
@@ -587,10 +571,11 @@ class ResultExplorer(Explorer):
     "Runs pair by pair: distribution, filters, table, gallery, and where two runs differ"
     def __init__(self,
         runs,            # A run or several, each as `open_masks` takes it
-        split:str='test' # For trainings' folders
+        split:str='test', # For trainings' folders
+        gt=None          # Ground truth for prediction files
     ):
         runs = list(runs) if isinstance(runs, (list, tuple)) else [runs]
-        opened = [open_masks(r, split) for r in runs]
+        opened = [open_masks(r, split, gt) for r in runs]
         if not opened: raise ArgumentError('there is no run to explore')
         self.runs = {f'{r.label} ({i+1})' if [s.label for s in opened].count(r.label)>1 else r.label: r for i,r in enumerate(opened)}
         self.chart, self.detail, self.gallery = screens = [Screen(540, 150), Screen(560, 470), Screen(1110, 260)]
