@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from . import __version__
 from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, best_device, fetch, inside,
                               is_frame, read_json, sha256, this_process, view_of, write_json)
-from .dataset import (GRIDS, RULES, SPLITS, fit_image, frame_path, frames_of, image_size, load_frame, pairs_path,
+from .dataset import (GRIDS, RULES, SPLITS, fit_image, frame_digest, frame_path, frames_of, image_size, load_frame, pairs_path,
                                  read_pairs, resize_image)
 from .masks import resize_boxes, rle_boxes, rle_resize
 
@@ -289,11 +289,19 @@ def _check_rule(rule:str, scale:float):
     if rule=='reference' and scale!=1:
         raise ArgumentError("the reference's rule cuts frames to multiples of the patch and knows no scale; leave it out")
 
+def _in_order(state:dict, spec:Spec) -> dict:
+    "Tensors with the wheel's names in the wheel's order, which another kind of file may have lost"
+    try: order = list(read_state(_wheel_file(spec.source.partition(':')[2])))
+    except FileError: return state
+    return {name: state[name] for name in order} if state.keys()==set(order) else state
+
 def _fill(model, path:Path, spec:Spec):
     "Load a file of weights into a model"
     state = read_state(path)
+    by_position = spec.source.startswith('wheel') and not state.keys()<=model.state_dict().keys()
     try:
-        state = match_by_position(state, model.state_dict()) if spec.source.startswith('wheel') else match_by_name(state, model)
+        if by_position: state = match_by_position(_in_order(state, spec), model.state_dict())
+        else: state = match_by_name(state, model)
     except DataError as e:
         raise e.at(file=path) from None
     model.load_state_dict(state, strict=False)
@@ -460,6 +468,13 @@ def open_file(self:FeatureStore, kind:str, take:str, camera:str):
     self._files.move_to_end(key)
     return self._files[key]
 
+@patch
+def made_from(self:FeatureStore, kind:str, take:str, camera:str) -> dict:
+    "Frame (text) → digest of the picture that its features were made from; what nobody noted is missing"
+    try: noted = self.open_file(kind, take, camera)[1].get('made_from', {})
+    except EgoExoError: return {}
+    return noted if isinstance(noted, dict) else {}
+
 # %% ../nbs/06_backbones.ipynb #cell075
 @patch
 def frames(self:FeatureStore, kind:str, take:str, camera:str) -> list[int]:
@@ -524,11 +539,13 @@ class Extraction(NamedTuple):
     made:int           # Frames computed
     kept:int           # Frames that were there already
     failed:list[str]   # One line for each frame that could not be done
+    changed:int=0      # Of those computed, how many took the place of features of another picture
 
     def gathered(self) -> 'Extraction':
         "The same over all processes"
         from accelerate.utils import gather_object
-        return Extraction(sum(gather_object([self.made])), sum(gather_object([self.kept])), gather_object(self.failed))
+        made, kept, changed = (sum(gather_object([n])) for n in (self.made, self.kept, self.changed))
+        return Extraction(made, kept, gather_object(self.failed), changed)
 
 def _present(store, kind, take, camera) -> set[int]:
     "Frames of a camera that can be kept; a file that cannot be read has none"
@@ -537,7 +554,10 @@ def _present(store, kind, take, camera) -> set[int]:
 
 def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar, strict) -> Extraction:
     "Compute what a camera lacks and write its file"
-    here = _present(store, 'maps', take, camera)
+    here, noted = _present(store, 'maps', take, camera), store.made_from('maps', take, camera)
+    digests = {f: frame_digest(store.root, take, camera, f) for f in frames}
+    changed = {f for f in here & set(frames) if digests[f] and noted.get(str(f), digests[f])!=digests[f]}
+    here -= changed
     missing, maps, failed = [f for f in frames if f not in here], {}, []
     bar.update(len(frames)-len(missing))
     for frame, result in _camera_maps(backbone, store.root, take, camera, missing, batch_size, pool):
@@ -546,8 +566,11 @@ def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar
             failed.append(str(result))
         else: maps[frame] = result
         bar.update()
-    if maps: store.write('maps', take, camera, {f: store.read('maps', take, camera, f) for f in here} | maps)
-    return Extraction(len(maps), len(frames)-len(missing), failed)
+    if maps or changed:
+        there = {f: store.read('maps', take, camera, f) for f in here} | maps
+        made_from = {f: d for f in map(str, there) if (d := noted.get(f) if int(f) in here else digests[int(f)])}
+        store.write('maps', take, camera, there, made_from=made_from)
+    return Extraction(len(maps), len(frames)-len(missing), failed, len(changed))
 
 # %% ../nbs/06_backbones.ipynb #cell086
 def frame_sizes(
@@ -581,7 +604,7 @@ def over_cameras(
     with tqdm(total=sum(len(f) for _, f in share), unit='frame', desc=title, disable=None if state.is_main_process else True) as bar:
         for (take, camera), frames in share:
             done = do(take, camera, frames, bar)
-            total = Extraction(total.made+done.made, total.kept+done.kept, total.failed+done.failed)
+            total = Extraction(*(a+b for a,b in zip(total, done)))
     return total.gathered()
 
 # %% ../nbs/06_backbones.ipynb #460f0fa2
@@ -627,6 +650,8 @@ def is_current(self:FeatureStore,
     "Whether the descriptors of exactly these masks and boxes are there"
     if not _present(self, kind, take, camera): return False
     there = self.open_file(kind, take, camera)[1].get('masks', {})
+    of, now = self.made_from(kind, take, camera), self.made_from('maps', take, camera)
+    if any(of.get(str(f))!=now.get(str(f)) for f in masks): return False
     return all(there.get(str(f))==fingerprint(m.values(), boxes and boxes[f]) for f, m in masks.items())
 
 @patch
@@ -661,15 +686,19 @@ def describe_camera(
     size, descriptors = store.image_size(view_of(camera)), {}
     about = store.open_file(kind, take, camera)[1] if _present(store, kind, take, camera) else {}
     prints, names = dict(about.get('masks', {})), dict(about.get('names', {}))
+    of, now = store.made_from(kind, take, camera), store.made_from('maps', take, camera)
     for frame, named in masks.items():
-        if prints.get(str(frame))==(new := fingerprint(named.values(), boxes and boxes[frame])): continue
+        new, same_map = fingerprint(named.values(), boxes and boxes[frame]), of.get(str(frame))==now.get(str(frame))
+        if same_map and prints.get(str(frame))==new: continue
         features = store.read('maps', take, camera, frame).permute(2, 0, 1).float()
         rles, where = masks_in_image(list(named.values()), boxes and boxes[frame], size)
         descriptors[frame] = describe(features, rles, where, size) if rles else torch.zeros(0, 2*store.dim)
         prints[str(frame)], names[str(frame)] = new, list(map(str, named))
     kept = {int(f): store.read(kind, take, camera, int(f)) for f in prints if int(f) not in descriptors}
     order = sorted(prints, key=int)
-    store.write(kind, take, camera, {int(f): (descriptors | kept)[int(f)] for f in order}, masks={f: prints[f] for f in order}, names={f: names[f] for f in order})
+    made_from = {f: d for f in order if (d := now.get(f) if int(f) in descriptors else of.get(f))}
+    store.write(kind, take, camera, {int(f): (descriptors | kept)[int(f)] for f in order}, masks={f: prints[f] for f in order},
+                names={f: names[f] for f in order}, made_from=made_from)
     return True
 
 # %% ../nbs/06_backbones.ipynb #cell106

@@ -14,18 +14,23 @@ from pathlib import Path
 
 import egoexo_corr
 from fastcore.script import Param, call_parse, store_true
-from .core import ArgumentError, EgoExoError, FileError, atomic_path, write_json
+from .core import ArgumentError, EgoExoError, FileError, atomic_path, exit_code, write_json
 
 # %% ../nbs/11_cli.ipynb #cell007
+def _stop(line:str, code:int=1):
+    "End a command with one line on the error stream"
+    print(f'error: {line}', file=sys.stderr)
+    sys.exit(code)
+
 def _one_line_errors(f):
-    "`f`, with an `EgoExoError` or a full or read-only disk turned into one line and exit code 1, on a terminal of any encoding"
+    "`f`, with an `EgoExoError` or a full or read-only disk turned into one line and `core.exit_code`, on a terminal of any encoding"
     @wraps(f)
     def g(*args, **kwargs):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
         try: return f(*args, **kwargs)
-        except EgoExoError as e: sys.exit(f'error: {e}')
-        except OSError as e: sys.exit(f'error: {e.filename or ""}: {e.strerror or e}')
+        except EgoExoError as e: _stop(e, exit_code(e))
+        except OSError as e: _stop(f'{e.filename or ""}: {e.strerror or e}')
     return g
 
 # %% ../nbs/11_cli.ipynb #cell012
@@ -36,9 +41,10 @@ def _listed(text:str|None, kind=str):
     except ValueError: raise ArgumentError(f'{text!r} must be whole numbers with commas between them') from None
 
 def _summary(preparation):
-    "Print what a preparation did; if no take is ready, exit code 1"
+    "Print what a preparation did; if something was left out or no take is ready, exit code 1"
     print(preparation, flush=True)
-    if not preparation.takes: sys.exit('error: no take is ready')
+    if not preparation.takes: _stop('no take is ready')
+    if preparation.problems: _stop('something was left out; it is named above')
 
 # %% ../nbs/11_cli.ipynb #cell014
 @call_parse
@@ -99,8 +105,12 @@ def egoexo_pairs(
 ):
     "Write the pair files of a root"
     from egoexo_corr.dataset import write_pairs
-    counts = _listed(count, int)
-    print(write_pairs(root, direction, _listed(splits), ratio, counts[0] if counts and len(counts)==1 else counts, balanced, seed).to_string(index=False))
+    counts, problems = _listed(count, int), []
+    counts = counts[0] if counts and len(counts)==1 else counts
+    table = write_pairs(root, direction, _listed(splits), ratio, counts, balanced, seed, report=problems.append)
+    print(table.to_string(index=False), *(f'- {p}' for p in problems), sep='\n', flush=True)
+    if problems: _stop('something was left out; it is named above')
+    if lost := table.without_frame.sum(): _stop(f"{lost} pairs were left out, since a frame of theirs is missing; 'egoexo_prepare' says why")
 
 # %% ../nbs/11_cli.ipynb #20905be8
 def _proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers):
@@ -150,7 +160,7 @@ def egoexo_proposals(
         runs = [_proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers)]
     print(*runs, sep='\n', flush=True)
     _export(root, name, direction, splits, export, coco)
-    if any(run.problems for run in runs): sys.exit('error: not every frame has proposals')
+    if any(run.problems for run in runs): _stop('not every frame has proposals')
 
 # %% ../nbs/11_cli.ipynb #cell024
 def _describe_truth(root, backbone, direction, splits, strict):
@@ -194,8 +204,10 @@ def egoexo_features(
     jobs = {'maps': extract(root, model, direction, splits, batch_size, workers, strict),
             'descriptors': _describe_truth(root, model, direction, splits, strict)}
     if this_process().is_main_process:
-        for what,done in jobs.items(): print(f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed', *done.failed, sep='\n- ', flush=True)
-    if any(done.failed for done in jobs.values()): sys.exit('error: not every frame has features')
+        for what,done in jobs.items():
+            print(f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed', *done.failed, sep='\n- ', flush=True)
+            if done.changed: print(f'note: {done.changed} frames had {what} of another picture; theirs are made anew', flush=True)
+    if any(done.failed for done in jobs.values()): _stop('not every frame has features')
 
 # %% ../nbs/11_cli.ipynb #8c827c20
 def _pool(text:str|None):

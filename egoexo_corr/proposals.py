@@ -10,7 +10,7 @@ __all__ = ['WEIGHTS', 'WHERE', 'OFFICIAL', 'OURS', 'COLUMNS', 'READ', 'MAX_BYTES
            'recall', 'crop_around', 'compress', 'outline', 'cut_tile', 'write_tiles', 'train_fastsam', 'save_fastsam']
 
 # %% ../nbs/05_proposals.ipynb #5cd597ae
-import json, logging, os
+import hashlib, json, logging, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 import egoexo_corr
 from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, best_device, inside, sha256, share, view_of, write_json
-from .dataset import SPLITS, Annotations, frames_of, load_frame, pairs_path, read_pairs
+from .dataset import (SPLITS, Annotations, frame_digest, frame_path, frame_size, frames_of, load_frame, pairs_path,
+                                 read_pairs, same_shape)
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_decode, rle_from_runs, rle_iou, rle_resize
 
 # %% ../nbs/05_proposals.ipynb #cell007
@@ -72,6 +73,7 @@ def load_fastsam(
     weights = Path(weights)
     if not weights.is_file():
         raise FileError(f'there are no weights here; official ones: {WHERE} (put the file there), ours: data/weights/fastsam-mini.pt in the repository', file=weights)
+    if weights.suffix!='.pt': raise FileError("the name of a checkpoint must end in .pt, or ultralytics takes it for something else; rename it", file=weights)
     FastSAM = _ultralytics().FastSAM
     from ultralytics.nn import tasks
     try:
@@ -217,6 +219,12 @@ class GroundTruthProposer:
         root:str|Path # A root
     ): self.annotations, self.settings = Annotations(root), dict(proposer='ground truth')
 
+    def made_from(self, root, take:str, camera:str, frame:int) -> str:
+        "What the proposals of a frame depend on, in short: its picture and its masks"
+        masks = self.annotations[take].masks
+        content = [frame_digest(root, take, camera, frame), [[n, m.get(camera, {}).get(str(frame))] for n,m in masks.items()]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
     def of_frames(self,
         root:str|Path, # A root
         take:str,      # Uid
@@ -250,12 +258,15 @@ def write_proposals(
     take:str,      # Uid
     camera:str,    # Camera
     frames:dict,   # Frame → `Proposals`
-    settings:dict  # Of the proposer
+    settings:dict, # Of the proposer
+    made_from:dict=None # Frame → digest of what they were made from (`frame_digest`)
 ):
     "Write the proposals of a camera, atomically, a row group a frame"
     import pyarrow as pa, pyarrow.parquet as pq
     there = [(int(f), frames[f]) for f in sorted(frames)]
-    notes = dict(settings=json.dumps(settings, sort_keys=True), frames=json.dumps([[f, len(p), *p.size] for f,p in there]))
+    digests = {str(f): made_from[f] for f,_ in there if made_from and made_from.get(f)}
+    notes = dict(settings=json.dumps(settings, sort_keys=True), frames=json.dumps([[f, len(p), *p.size] for f,p in there]),
+                 made_from=json.dumps(digests))
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()], {f'egoexo_corr.{k}': v for k,v in notes.items()})
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression='zstd', compression_level=9, use_dictionary=['take', 'camera'], write_statistics=['frame'], write_page_checksum=True) as out:
         for f, p in there:
@@ -268,6 +279,7 @@ class _File(NamedTuple):
     settings:dict # Of the proposer
     index:dict    # Frame → (row group or `None`, number of proposals, (height, width))
     path:Path
+    made_from:dict # Frame → digest; frames of which nobody noted it are missing
 
 def _index(frames) -> dict:
     groups, index = 0, {}
@@ -283,11 +295,13 @@ def _open(path:Path) -> _File:
         parquet = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         notes = {k: json.loads(parquet.metadata.metadata[f'egoexo_corr.{k}'.encode()]) for k in ('settings', 'frames')}
         index = _index(notes['frames'])
+        digests = json.loads(parquet.metadata.metadata.get(b'egoexo_corr.made_from', b'{}'))
         if not isinstance(notes['settings'], dict): raise ValueError('settings')
+        made_from = {int(f): str(d) for f,d in digests.items()}
     except FileNotFoundError: raise FileError('there is no such file; make it with egoexo_proposals', file=path) from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise FileError(f'is damaged, or no file of proposals ({type(e).__name__}); delete it and make it again', file=path) from None
-    return _File(parquet, notes['settings'], index, Path(path))
+    return _File(parquet, notes['settings'], index, Path(path), made_from)
 
 # %% ../nbs/05_proposals.ipynb #cell049
 READ = {k: COLUMNS[k] for k in ('counts', 'x', 'y', 'w', 'h', 'score', 'area')}
@@ -331,8 +345,13 @@ class ProposalStore:
         camera:str, # Camera
         frame:int   # Frame
     ) -> Proposals:
-        "The proposals of a frame, without reading the others"
-        try: return _read(self._open(take, camera), int(frame))
+        "The proposals of a frame, without reading the others; `DataError` if they are of another shape than the frame is now"
+        try:
+            p = _read(self._open(take, camera), int(frame))
+            now = frame_size(frame_path(self.folder.parent.parent, take, camera, frame))
+            if now is None or same_shape(p.size, now): return p
+            sizes = ' and '.join('×'.join(map(str, s)) for s in (p.size, now))
+            raise DataError(f"the proposals are of another picture than the frame is now ({sizes}); run 'egoexo_proposals' again")
         except EgoExoError as e: raise e.at(take=take, camera=camera, frame=int(frame))
 
 # %% ../nbs/05_proposals.ipynb #006346a1
@@ -353,7 +372,9 @@ class ProposalRun:
     def __init__(self,
         folder:Path,       # The store
         strict:bool=False  # Raise the first problem
-    ): self.folder, self.strict, self.files, self.frames, self.proposals, self.kept, self.problems = folder, strict, 0, 0, 0, 0, []
+    ):
+        self.folder, self.strict, self.problems = folder, strict, []
+        self.files = self.frames = self.proposals = self.kept = self.stale = 0
 
     def report(self, problem:EgoExoError):
         "Note a problem, or raise it if strict"
@@ -362,13 +383,15 @@ class ProposalRun:
 
     def add(self, other:'ProposalRun'):
         "Count what another process did"
-        for k in ('files', 'frames', 'proposals', 'kept', 'problems'): setattr(self, k, getattr(self, k)+getattr(other, k))
+        for k in ('files', 'frames', 'proposals', 'kept', 'stale', 'problems'): setattr(self, k, getattr(self, k)+getattr(other, k))
 
     def __str__(self):
         n = len(self.problems)
         lines = [f'{self.files} files in proposals/{self.folder.name}: {self.frames} frames were added with {self.proposals} proposals, {self.kept} were there, '
                  + ('no problems' if not n else f"{n} problem{'s'*(n>1)}:")]
-        return '\n'.join(lines + [f'- {p}' for p in self.problems])
+        lines += [f'- {p}' for p in self.problems]
+        if self.stale: lines.append(f'note: {self.stale} frames had proposals of another picture or of other masks; theirs are made anew')
+        return '\n'.join(lines)
     __repr__ = __str__
 
 def _differences(there:dict, wanted:dict) -> str:
@@ -382,10 +405,25 @@ def _check_settings(folder:Path, settings:dict):
         if there!=settings: raise DataError(f'was made with other settings ({_differences(there, settings)}); choose another name, or delete the folder', file=path)
 
 # %% ../nbs/05_proposals.ipynb #cell064
+def _digest(proposer, root, take:str, camera:str, frame:int) -> str:
+    "What the proposals of a frame would be made from now, in short"
+    return getattr(proposer, 'made_from', frame_digest)(root, take, camera, frame)
+
+def _still_fits(root, take:str, camera:str, frame:int, p:Proposals, noted:str|None, now:str) -> bool:
+    "Whether proposals are of what is there now; where nobody noted what they were made from, whether they can be"
+    if noted: return noted==now or not now
+    size = frame_size(frame_path(root, take, camera, frame))
+    return size is None or same_shape(p.size, size)
+
 def _complete(path:Path, take:str, camera:str, wanted, proposer, root, run:ProposalRun, bar):
     "Bring one file of the store up to date"
     file = _open(path) if path.exists() else None
     frames = {f: _read(file, f) for f in file.index} if file else {}
+    noted = dict(file.made_from) if file else {}
+    digests = {f: _digest(proposer, root, take, camera, f) for f in wanted}
+    stale = [f for f in wanted if f in frames and not _still_fits(root, take, camera, f, frames[f], noted.get(f), digests[f])]
+    for f in stale: del frames[f]
+    run.stale += len(stale)
     todo = [f for f in wanted if f not in frames]
     run.kept += len(wanted)-len(todo); bar.update(len(wanted)-len(todo))
     made = {}
@@ -393,7 +431,11 @@ def _complete(path:Path, take:str, camera:str, wanted, proposer, root, run:Propo
         bar.update()
         if isinstance(p, EgoExoError): run.report(p.at(take=take, camera=camera, frame=f))
         else: made[f] = p
-    if made: write_proposals(path, take, camera, {**frames, **made}, proposer.settings)
+    there = {**frames, **made}
+    made_from = {f: digests.get(f, noted.get(f)) for f in there}
+    if there and (made or stale or any(noted.get(f)!=d for f,d in made_from.items() if d)):
+        write_proposals(path, take, camera, there, proposer.settings, made_from)
+    elif stale: path.unlink()
     run.files += bool(made or frames); run.frames += len(made); run.proposals += sum(map(len, made.values()))
 
 # %% ../nbs/05_proposals.ipynb #cb67a223
@@ -500,6 +542,11 @@ class ReferenceProposer:
         split:str,     # 'train', 'val' or 'test'
         direction:str  # 'exo2ego' or 'ego2exo'
     ): self.folder, self.settings = reference_folder(root, split, direction), dict(proposer='reference')
+
+    def made_from(self, root, take:str, camera:str, frame:int) -> str:
+        "What the proposals of a frame depend on, in short: the two files"
+        files = [inside(self.folder, take, camera)/f'{frame}_{kind}' for kind in ('masks.npz', 'boxes.npy')]
+        return ''.join(sha256(f)[:8] if f.is_file() else '' for f in files)
 
     def of_frames(self, root, take:str, camera:str, frames) -> Iterator:
         "The proposals of a camera's frames"
