@@ -521,7 +521,8 @@ def _batches(backbone, root, take, camera, frames, batch_size, pool):
         try: return frame, backbone.fitted(load_frame(root, take, camera, frame), view_of(camera))
         except EgoExoError as e: return frame, e.at(take=take, camera=camera, frame=frame)
     loaded = pool.map(load_one, frames)
-    for i in range(0, len(frames), batch_size): yield list(islice(loaded, batch_size))
+    while batch := list(islice(loaded, batch_size)):
+        yield batch
 
 def _camera_maps(backbone, root, take, camera, frames, batch_size, pool):
     "Frame after frame: its map `[h, w, C]`, or an error"

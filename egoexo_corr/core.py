@@ -8,7 +8,7 @@ __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError'
            'this_process', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb #76f9b323
-import hashlib, json, os, random, sys, tempfile
+import hashlib, json, os, random, sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from enum import Enum

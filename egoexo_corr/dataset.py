@@ -31,8 +31,8 @@ import numpy as np
 import pandas as pd
 from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, MaskError,
                               atomic_path, inside, is_frame, read_json, sha256, view_of, write_json)
-from .masks import (MAX_PIXELS, decode_annotation, encode_annotation, format_counts, resize_mask, resize_runs, rle_areas,
-                               rle_boxes, rle_decode, rle_encode, rle_from_runs, rle_resize, rle_runs)
+from .masks import (MAX_PIXELS, decode_annotation, encode_annotation, format_counts, resize_runs, rle_areas,
+                               rle_boxes, rle_decode, rle_encode, rle_from_runs, rle_runs)
 
 # %% ../nbs/03_dataset.ipynb #b9c1601b
 def open_video(
@@ -186,7 +186,7 @@ def read_frames(
             for index in sorted(set(frames)):
                 frame, decoder, at = _read_frame(container, stream, times, decoder, at, index)
                 yield index, None if frame is None else _picture(frame)
-        except EgoExoError as e: raise e.at(file=video)
+        except EgoExoError as e: raise e.at(file=video) from None
         except (av.FFmpegError, OSError, MemoryError): raise FileError('cannot be read as a video; is it damaged?', file=video) from None
 
 # %% ../nbs/03_dataset.ipynb #cell026
@@ -999,7 +999,7 @@ def _read_annotation(path:Path) -> dict:
     try:
         _check_masks(content['masks'])
         if content.get('object_masks'): check_marks(content['object_masks'], path.parent.name)
-    except DataError as e: raise e.at(file=path)
+    except DataError as e: raise e.at(file=path) from None
     return content
 
 # %% ../nbs/03_dataset.ipynb #cell117
@@ -1186,7 +1186,7 @@ class Annotations:
         rle = self[take].masks.get(name, {}).get(camera, {}).get(str(frame))
         if rle is None: return None
         try: rle_runs(rle)
-        except MaskError as e: raise e.at(take=take, object=name, camera=camera, frame=frame)
+        except MaskError as e: raise e.at(take=take, object=name, camera=camera, frame=frame) from None
         return rle
 
 # %% ../nbs/03_dataset.ipynb #cell135

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, read_json, view_of
+from .core import ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, view_of
 from .dataset import (Annotations, TakeAnnotation, load_frame, make_pairs, prepared_size, read_photograph,
                                  read_splits, read_takes, resize_image, save_frame, frame_path)
 from .masks import (PALETTE, Runs, adjacency, draw_masks, resize_runs, rle_areas, rle_boxes, rle_centroids, rle_decode, rle_encode, rle_iou,

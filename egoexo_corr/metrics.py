@@ -171,7 +171,7 @@ def observations(
         masks, looked_at = (_field(content, k, dict, f'take {take} of the ground truth') for k in ('masks', 'annotated_frames'))
         for obj in ordered(masks):
             try: cameras, seen = _cameras(masks[obj], dict), _cameras(looked_at.get(obj, {}), list)
-            except DataError as e: raise e.at(take=take, object=obj)
+            except DataError as e: raise e.at(take=take, object=obj) from None
             for source in (c for c in cameras if view_of(c)==direction.source):
                 for dest in (c for c in seen if view_of(c)==direction.dest):
                     annotated = {str(f) for f in seen[dest]}
@@ -272,7 +272,7 @@ def _row(gt:Runs|None, pred:Runs, confidence:float, protocol:str, resize:bool=Fa
 def _placed(**where):
     "Errors of this block say where they happened"
     try: yield
-    except EgoExoError as e: raise e.at(**where)
+    except EgoExoError as e: raise e.at(**where) from None
 
 class JsonFile(NamedTuple):
     "Parsed JSON that still knows its file: read once, scored often"
@@ -350,7 +350,9 @@ def _official_sizes(content:dict) -> dict: # Camera → (height, width)
     sizes = dict(content.get('sizes', {}))
     for obj,cameras in content['masks'].items():
         for camera,frames in cameras.items():
-            with _placed(object=obj, camera=camera): sizes |= {camera: rle_runs(r)[:2] for r in list(frames.values())[:1]}
+            first = next(iter(frames.values()), None)
+            if first is None: continue
+            with _placed(object=obj, camera=camera): sizes[camera] = rle_runs(first)[:2]
     return {camera: official_size(size) for camera,size in sizes.items()}
 
 def _check_take(content:dict):

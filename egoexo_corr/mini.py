@@ -502,7 +502,7 @@ def paint_room(kind:str, rng, size:int=512) -> np.ndarray: # uint8 [size, size, 
 # %% ../nbs/04_mini.ipynb #cell061
 def add_room(scene:Scene, rng):
     "Floor, walls, a table whose top is z = 0, things standing around, and light"
-    world, mats = scene.spec.worldbody, {}
+    world = scene.spec.worldbody
     def surface(*kinds): return scene.material(paint_room(str(rng.choice(kinds)), rng), .1)
     def slab(size, pos, material, repeat, cells=14):
         scene.mesh(world, box_mesh(size, cells, repeat), material, group=1, pos=pos)

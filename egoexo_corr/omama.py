@@ -417,7 +417,7 @@ def from_pretrained(cls:OMaMa,
     try: state = load_file(path)
     except Exception as e: raise FileError(f'not a safetensors file ({e})', file=path) from None
     try: model = cls(source_grid or config['source_grid'], dest_grid or config['dest_grid'], config['dim'])
-    except ArgumentError as e: raise e.at(file=Path(folder)/'config.json')
+    except ArgumentError as e: raise e.at(file=Path(folder)/'config.json') from None
     return _load(model, state, path)
 
 # %% ../nbs/07_omama.ipynb #cell086

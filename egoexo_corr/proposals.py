@@ -352,7 +352,7 @@ class ProposalStore:
             if now is None or same_shape(p.size, now): return p
             sizes = ' and '.join('×'.join(map(str, s)) for s in (p.size, now))
             raise DataError(f"the proposals are of another picture than the frame is now ({sizes}); run 'egoexo_proposals' again")
-        except EgoExoError as e: raise e.at(take=take, camera=camera, frame=int(frame))
+        except EgoExoError as e: raise e.at(take=take, camera=camera, frame=int(frame)) from None
 
 # %% ../nbs/05_proposals.ipynb #006346a1
 def proposal_frames(
@@ -532,7 +532,7 @@ def read_reference(
     if masks.ndim!=3: raise FileError(f'holds an array of shape {list(masks.shape)}, not [masks, height, width]', file=path)
     if boxes.size!=4*len(masks): raise FileError(f'holds {boxes.dtype} {list(boxes.shape)} for {len(masks)} masks', file=boxes_path)
     try: return make_proposals(masks.shape[1:], _encode(masks) if len(masks) else [], boxes=boxes)
-    except EgoExoError as e: raise e.at(file=path)
+    except EgoExoError as e: raise e.at(file=path) from None
 
 # %% ../nbs/05_proposals.ipynb #cell078
 class ReferenceProposer:

@@ -158,7 +158,7 @@ def _described(observations:pd.DataFrame, truth:JsonFile, scenarios:dict) -> pd.
     takes, shares = truth.content['annotations'], []
     for take,obj,camera,frame in zip(*(observations[c] for c in ('take', 'object', 'source_cam', 'frame'))):
         try: shares.append(_share(takes[take]['masks'][obj][camera].get(str(frame))))
-        except EgoExoError as e: raise e.at(file=truth.file, take=take, object=obj, camera=camera, frame=frame)
+        except EgoExoError as e: raise e.at(file=truth.file, take=take, object=obj, camera=camera, frame=frame) from None
     dest = observations.area_gt/(observations.height*observations.width)
     named = {t: scenarios.get(t) or content.get('scenario') or UNKNOWN for t,content in takes.items()}
     dest = dest.where(observations.exists_gt)
@@ -848,7 +848,7 @@ def _plot_against(ax, tables:dict, title:str):
 
 def _plot_takes(ax, tables:dict):
     "Differences of takes, each run's sorted"
-    for k,(label, table) in enumerate(tables.items()):
+    for k,table in enumerate(tables.values()):
         rows = table[table.difference.notna()].sort_values('difference')
         beside = (k+1)/(len(tables)+1)-.5
         x, color = (np.arange(len(rows))+.5+.8*beside)/max(len(rows), 1), COLORS[(k+1)%len(COLORS)]

@@ -150,7 +150,7 @@ class LiveFeatures(_Features):
         try:
             image = self.backbone.fitted(load_frame(self.root, take, camera, frame), view_of(camera))
         except EgoExoError as e:
-            raise e.at(take=take, camera=camera, frame=frame)
+            raise e.at(take=take, camera=camera, frame=frame) from None
         return self.backbone.dense(image[None])[0].cpu()
 
     def descriptors(self, kind:str, take:str, camera:str, frame:int, masks:dict, boxes=None) -> Tensor: # float32 [N, 2C]
@@ -537,7 +537,7 @@ class Objective(nn.Module):
 @patch
 def losses(self:Objective, sample:Sample) -> Tensor: # [3]
     "The losses of a frame pair, summed over its objects"
-    pair, device, P, B = sample.pair, self.balance.device, len(sample.pair.proposals), len(sample.pair.rows)
+    pair, device, P = sample.pair, self.balance.device, len(sample.pair.proposals)
     proposals = torch.arange(P if self.existence else 0, device=sample.index.device)
     used, index = torch.unique(torch.cat([proposals, sample.index.flatten()]), return_inverse=True)
     index = index[-sample.index.numel():].view_as(sample.index)
