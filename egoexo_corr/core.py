@@ -38,7 +38,7 @@ class EgoExoError(Exception):
 # %% ../nbs/00_core.ipynb #cell010
 class MaskError(EgoExoError): "A mask or RLE that cannot be right"
 class FileError(EgoExoError): "A file that is missing, unreadable, or not what it should be"
-class DataError(EgoExoError): "Content that contradicts itself or the format (SPEC 1 to 3 and 11)"
+class DataError(EgoExoError): "Content that contradicts itself or the format (method, Release to Predictions)"
 class ArgumentError(EgoExoError): "An argument that no data could make right"
 
 # %% ../nbs/00_core.ipynb #6afab8e0
@@ -244,7 +244,7 @@ def this_process(
     return state
 
 # %% ../nbs/00_core.ipynb #cell035
-def seed_everything(seed:int=42): # The report's seed is 42 (SPEC 10)
+def seed_everything(seed:int=42): # The report's seed is 42 (method, Training)
     "Seed Python, NumPy and (where it is imported) PyTorch"
     import numpy as np
     random.seed(seed); np.random.seed(seed % 2**32)

@@ -196,7 +196,7 @@ def prepared_size(
     view:str,               # 'ego' or 'exo'
     original:tuple[int,int] # (height, width) of the video
 ) -> tuple[int,int]:        # (height, width) of the prepared frame
-    "The size at which a frame is kept (SPEC 2)"
+    "The size at which a frame is kept (method, Root)"
     h, w = original
     longest = max(h, w)
     if longest<=LONGEST[view]: return h, w
@@ -229,7 +229,7 @@ def _need(ok, what, **where):
     if not ok: raise DataError(f'{what}; is this annotation of another version of the release?', **where)
 
 def _check_camera(marks, **where):
-    "`DataError` if an object's table in a camera does not have the form of SPEC 1; single masks are not looked at"
+    "`DataError` if an object's table in a camera is not a release's (method, Release); single masks are not looked at"
     _need(isinstance(marks, dict) and isinstance(marks.get('annotation'), dict), "has no 'annotation'", **where)
     frames = marks.get('annotated_frames', [])
     are_frames = isinstance(frames, list) and all(type(f) is int and 0<=f<2**31 for f in frames)
@@ -242,11 +242,11 @@ def fail(problem:EgoExoError):
     raise problem
 
 def check_marks(
-    object_masks, # A take's `object_masks` (SPEC 1)
+    object_masks, # A take's `object_masks` (method, Release)
     take:str,     # Its uid, for the message
     report=fail   # Called with each problem; by default it is raised
 ) -> dict:        # Without what was reported
-    "What was annotated in a take, in the form of SPEC 1"
+    "What was annotated in a take, in the form of a release (method, Release)"
     _need(isinstance(object_masks, dict), "has no 'object_masks'", take=take)
     sound = {}
     for name, cameras in object_masks.items():
@@ -261,11 +261,11 @@ def check_marks(
     return sound
 
 def check_entry(
-    entry,      # A take's entry in `relations_*.json` (SPEC 1)
+    entry,      # A take's entry in `relations_*.json` (method, Release)
     take:str,   # Its uid, for the message
     report=fail # Called with each problem that costs less than the take; by default it is raised
 ) -> dict:      # The entry without what was reported
-    "A take's entry in the form of SPEC 1; `DataError` if it is none"
+    "A take's entry in the form of a release (method, Release); `DataError` if it is none"
     _need(isinstance(entry, dict) and isinstance(entry.get('take_name'), str), "has no 'take_name'", take=take)
     return entry | {'object_masks': check_marks(entry.get('object_masks'), take, report)}
 
@@ -308,7 +308,7 @@ def read_masks(
     take:str,         # Its uid
     there:dict=None   # Camera → frames whose masks are wanted; all by default
 ) -> tuple[dict,list[EgoExoError]]: # Object → camera → frame → RLE; and what could not be decoded
-    "The masks of a take as RLE (the `masks` of SPEC 2)"
+    "The masks of a take as RLE (the `masks` of `annotation.json`)"
     masks, problems = {}, []
     for name, cameras in entry['object_masks'].items():
         masks[name] = {}
@@ -363,7 +363,7 @@ def read_splits(path:str|Path) -> dict: # split → uids
 
 # %% ../nbs/03_dataset.ipynb #cell048
 def read_release(
-    release:str|Path,           # A release (SPEC 1)
+    release:str|Path,           # A release (method, Release)
     splits=SPLITS,              # Which splits to read
     report=lambda problem: None # Called with each problem
 ) -> list[Take]:
@@ -646,7 +646,7 @@ def write_annotation(
     take:str,      # Uid
     entry:dict     # The take's entry, in the form of `relations_*.json`
 ) -> list[EgoExoError]: # What was wrong with it
-    "Write `processed/<take>/annotation.json` for the frames that are on disk (SPEC 2)"
+    "Write `processed/<take>/annotation.json` for the frames that are on disk (method, Root)"
     wanted = wanted_frames(entry)
     there = {c: frames_on_disk(root, take, c) & set(f) for c,f in wanted.items()}
     there = {c: f for c,f in there.items() if f}
@@ -841,8 +841,8 @@ def _note_others(result:Preparation, everything:list[Take], splits):
     result.note(f'in the root and not among the sound takes of this release: {some}; they stay as they are')
 
 def prepare(
-    release:str|Path,       # A release (SPEC 1)
-    root:str|Path,          # The root to make or to add to (SPEC 2)
+    release:str|Path,       # A release (method, Release)
+    root:str|Path,          # The root to make or to add to (method, Root)
     scenario:str=None,      # Only takes of this scenario (`select_takes`)
     splits=SPLITS,          # Only these splits
     uids=None,              # Only these takes
@@ -897,7 +897,7 @@ def make_pairs(
     data_dir:str='processed', # The first part of the virtual paths
     report=fail               # Called with each object whose name no pair file can hold; by default it is raised
 ) -> list[tuple]:             # [ego rgb, ego mask, exo rgb, exo mask] each
-    "All pairs of a take, in the reference's order (SPEC 3)"
+    "All pairs of a take, in the reference's order (method, Pairs)"
     source, pairs = Direction(direction).source, []
     for name, cameras in annotation['masks'].items():
         try: pairs += _object_pairs(name, cameras, take, source, data_dir)
@@ -993,7 +993,7 @@ def _check_masks(masks):
 def _read_annotation(path:Path) -> dict:
     "An `annotation.json` of anybody's making, with `masks`"
     content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get('masks'), dict): raise DataError("has no 'masks' (SPEC 2)", file=path)
+    if not isinstance(content, dict) or not isinstance(content.get('masks'), dict): raise DataError("has no 'masks' (method, Root)", file=path)
     for key, kind in dict(subsample_idx=list, scenario=str, take_name=str).items():
         if not isinstance(content.get(key, kind()), kind): raise DataError(f'{key!r} is not a {kind.__name__}', file=path)
     try:
@@ -1028,7 +1028,7 @@ def write_pairs(
     data_dir:str='processed', # The first part of the virtual paths
     report=None               # Called with each take and object that gives no pairs; by default one error at the end
 ) -> pd.DataFrame:            # A row per file: split, direction, pairs, of (before sampling), without_frame, file
-    "Write the pair files of a root (SPEC 3), sampled once for everything downstream"
+    "Write the pair files of a root (method, Pairs), sampled once for everything downstream"
     counts, problems, rows = _counts(splits, ratio, count, balanced), {}, []
     for way in [Direction(direction)] if direction else Direction:
         for split, n in zip(splits, counts):
@@ -1078,7 +1078,7 @@ def _check_pair_file(path:Path):
         raise DataError(f"{why}; make the pairs anew with 'egoexo_pairs'", file=path, take=take)
 
 def read_pairs(
-    path:str|Path,       # A pair file (SPEC 3)
+    path:str|Path,       # A pair file (method, Pairs)
     direction:str=None   # 'exo2ego' or 'ego2exo'; by default, what the file's name says
 ) -> pd.DataFrame:       # take, object, source_cam, dest_cam, frame; a row per pair, in the file's order
     "A pair file as a table"
@@ -1199,7 +1199,7 @@ def image_size(
     rule:str='report',           # 'report' or 'reference'
     original:tuple[int,int]=None # (height, width) there is; needed by the reference's rule
 ) -> tuple[int,int]:             # (height, width)
-    "The size that a backbone's image has (SPEC 4)"
+    "The size that a backbone's image has (method, Images)"
     if rule not in RULES: raise ArgumentError(f"the rule must be 'report' or 'reference', not {rule!r}")
     if rule=='report': rows, columns = GRIDS[view]
     else:
@@ -1230,7 +1230,7 @@ def fit_image(
     rule:str='report',   # 'report' or 'reference'
     landscape:bool=False # Training: make an image that is taller than wide as wide as it was tall, and as tall as it was wide
 ) -> np.ndarray:         # uint8 [height, width, 3]
-    "An image at the size that a backbone wants (SPEC 4)"
+    "An image at the size that a backbone wants (method, Images)"
     if landscape and image.shape[0]>image.shape[1]: image = resize_image(image, image.shape[1::-1], 'reference')
     return resize_image(image, image_size(view, patch, rule, image.shape[:2]), rule)
 
@@ -1287,7 +1287,7 @@ def ground_truth(
     pairs,                  # Pairs (`read_pairs`), or the name of a split whose pair file is read
     direction:str='exo2ego' # 'exo2ego' or 'ego2exo'
 ) -> dict:                  # {'annotations': {take: {'masks', 'annotated_frames'}}}
-    "The ground truth of SPEC 11 for these pairs, in the release's resolution"
+    "The evaluator's ground truth for these pairs, in the release's resolution"
     if isinstance(pairs, str): pairs = read_pairs(pairs_path(root, pairs, direction), direction)
     annotations, truth = Annotations(root), {}
     for take, its_pairs in pairs.groupby('take', sort=False):

@@ -498,7 +498,7 @@ class RunMasks:
     "An evaluated run with the masks behind its scores"
     label:str                 # For people
     observations:pd.DataFrame # As `metrics.Evaluation.observations`
-    truth:dict                # `annotations` of the ground truth (SPEC 11)
+    truth:dict                # `annotations` of the ground truth (method, Predictions)
     results:dict              # take → masks, of the predictions
     root:Path|None=None       # Where its pictures are
 
@@ -511,7 +511,7 @@ class RunMasks:
         return cameras[row.source_cam][frame], cameras.get(row.dest_cam, {}).get(frame), answer['pred_mask']
 
 def run_masks(
-    truth,                     # Ground truth: a file, its parsed JSON (SPEC 11), or both (`metrics.open_json`)
+    truth,                     # Ground truth: a file, its parsed JSON, or both (`metrics.open_json`)
     predictions,               # Predictions, likewise
     label:str,                 # For people
     direction:str='exo2ego',   # 'exo2ego' or 'ego2exo'

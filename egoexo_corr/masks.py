@@ -187,13 +187,13 @@ def decode_annotation(
     height:int,  # Its `height`
     width:int    # Its `width`
 ) -> dict:       # An RLE, checked
-    "The RLE of a mask of the release (SPEC 1)"
+    "The RLE of a mask of the release (method, Release)"
     rle = {'size': [height, width], 'counts': lz_decompress(encoded)}
     _intervals(rle)
     return rle
 
 def encode_annotation(rle:dict) -> dict: # {'width', 'height', 'encodedMask'}
-    "A mask as the release writes it (SPEC 1)"
+    "A mask as the release writes it (method, Release)"
     h, w, *_ = _intervals(rle)
     return {'width': w, 'height': h, 'encodedMask': lz_compress(rle['counts'])}
 
@@ -221,7 +221,7 @@ def rle_boxes(
 def rle_centroids(
     rles # N RLEs
 ) -> np.ndarray: # float64 [N, 2]: mean row, mean column; NaN for an empty mask
-    "Centroids of masks (SPEC 7)"
+    "Centroids of masks (method, Neighbours)"
     out = np.full((len(rles), 2), np.nan)
     for i,(_,_,column,top,bottom) in enumerate(map(rle_runs, rles)):
         length = bottom-top

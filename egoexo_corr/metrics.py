@@ -101,7 +101,7 @@ def compare(
     pred:Runs,     # The predicted mask, of the same size
     diagonal:float # Length that distances are divided by, in pixels
 ) -> tuple[float,float,float]: # IoU, contour accuracy, location score
-    "The three scores of one observation (SPEC 11)"
+    "The three scores of one observation (method, Scores)"
     size = gt.height, gt.width
     if size!=(pred.height, pred.width):
         raise MaskError(f'the predicted mask is {pred.height}×{pred.width}, the ground truth {gt.height}×{gt.width}')
@@ -161,7 +161,7 @@ def _cameras(content, kind) -> dict:
     return content
 
 def observations(
-    annotations:dict,      # `annotations` of a ground-truth file (SPEC 11)
+    annotations:dict,      # `annotations` of a ground-truth file (method, Predictions)
     direction:Direction,   # Which view is the source
     protocol:str='omama'   # 'omama' or 'official': whose order
 ):
@@ -204,7 +204,7 @@ def _prediction(results:dict, take, obj, source, dest, frame) -> tuple[Runs,floa
     return rle_runs(entry['pred_mask']), read_confidence(entry['confidence'])
 
 # %% ../nbs/02_metrics.ipynb #cell036
-CONFIDENCE_THRESHOLD = .5 # Over it, the object is predicted to exist (SPEC 11)
+CONFIDENCE_THRESHOLD = .5 # Over it, the object is predicted to exist (method, Scores)
 
 def balanced_accuracy(
     truth, # bool [N]
@@ -314,7 +314,7 @@ def _count_answers(results:dict) -> int:
 
 # %% ../nbs/02_metrics.ipynb #4372eb0c
 def evaluate(
-    gt:str|Path|dict|JsonFile,     # Ground truth: a file, its parsed JSON (SPEC 11), or both
+    gt:str|Path|dict|JsonFile,     # Ground truth: a file, its parsed JSON (method, Predictions), or both
     pred:str|Path|dict|JsonFile,   # Predictions, likewise
     direction:str='exo2ego',       # 'exo2ego' or 'ego2exo'
     protocol:str='omama',          # 'omama': ground truth at the prediction's size; 'official': both at 480 pixels

@@ -937,7 +937,7 @@ def choose_annotated(masks, stage) -> list[str]:
 
 # %% ../nbs/04_mini.ipynb #cell117
 def annotate(plan:TakePlan, masks, stage) -> dict:
-    "The entry of a take in `relations_*.json` (SPEC 1)"
+    "The entry of a take in `relations_*.json` (method, Release)"
     objects, frames = {}, [f*FPS*plan.pace for f in range(plan.frames)]
     for body in choose_annotated(masks, stage):
         name = stage.things[body].name

@@ -32,7 +32,7 @@ def _prefix(matrix:Tensor) -> Tensor: # float64 [n_out+1, n_in]: row k is the su
     return F.pad(matrix.cumsum(0), (0, 0, 1, 0))
 
 def _context_cells(start, extent, side:int, context:int, stride:int):
-    "First cell and last + 1 of each grown box along one side (SPEC 8)"
+    "First cell and last + 1 of each grown box along one side (method, Descriptors)"
     first = (start-context).clip(0, side)//stride
     last = np.maximum(first+1, (start+extent+context).clip(0, side)//stride)
     return first.clip(0, side//stride-1), last.clip(0, side//stride)
@@ -75,7 +75,7 @@ def describe(
     context:int=100,           # Pixels by which a box grows on each side
     stride:int=4               # Pixels a cell of the grid on which masks are averaged
 ) -> Tensor:                   # float32 [N, 2C]: mask descriptors, context descriptors; an empty mask's first half is zeros
-    "Pooled descriptors of all masks of a frame (SPEC 8)"
+    "Pooled descriptors of all masks of a frame (method, Descriptors)"
     _check_frame(features, image_size, stride)
     boxes = np.asarray(boxes, np.float64) if len(boxes) else np.zeros((0, 4))
     if boxes.shape!=(len(masks), 4): raise ArgumentError(f'boxes of {len(masks)} masks must have the shape [{len(masks)}, 4], not {list(boxes.shape)}')
@@ -171,7 +171,7 @@ def pool_tokens(
 WIDTH, HEADS = 768, 4
 
 class CrossAttention(nn.Module):
-    "How descriptors look at the other view's tokens (SPEC 9): `queries`, then `pool_tokens`, then `finish`"
+    "How descriptors look at the other view's tokens (method, Matcher): `queries`, then `pool_tokens`, then `finish`"
     def __init__(self):
         super().__init__()
         self.query, self.key, self.value, self.project = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
@@ -207,7 +207,7 @@ def _is_grid(grid) -> bool:
     return min(grid)>0 and int(grid[0])*int(grid[1])<2**16
 
 class OMaMa(nn.Module):
-    "O-MaMa's matcher (SPEC 9): how similar each candidate of the destination view is to the source object"
+    "O-MaMa's matcher (method, Matcher): how similar each candidate of the destination view is to the source object"
     def __init__(self,
         source_grid:tuple[int,int], # (height, width) of the source view's feature maps, in patches
         dest_grid:tuple[int,int],   # The destination view's
@@ -528,7 +528,7 @@ def sample_candidates(
     n:int=32,                # Candidates wanted
     keep_out=None            # bool [N], proposals that must not be negatives
 ) -> Candidates:
-    "Candidates of one training pair (SPEC 7): the ground truth among the neighbours of its proposal"
+    "Candidates of one training pair (method, Candidates): the ground truth among the neighbours of its proposal"
     if n<1: raise ArgumentError(f'at least one candidate is needed, not {n}')
     neighbours = np.asarray(neighbours, bool)
     _check_shape('neighbours', neighbours, (size := len(neighbours), size), 'proposals, proposals')

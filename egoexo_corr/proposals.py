@@ -83,7 +83,7 @@ def load_fastsam(
     return model
 
 # %% ../nbs/05_proposals.ipynb #cell015
-OFFICIAL = dict(imgsz=1024, conf=.4, iou=.9)                        # SPEC 5
+OFFICIAL = dict(imgsz=1024, conf=.4, iou=.9)                        # The reference's (method, Proposals)
 OURS = dict(imgsz=dict(ego=640, exo=1280), conf=.05, iou=.8) # Measured on the mini's val takes
 
 class Proposer:

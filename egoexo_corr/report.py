@@ -45,7 +45,7 @@ casa_gio_finetuned         | Casa Gio, DINOv2 finetuned  | .5389 | .4275 |  |  |
 """
 
 def published() -> pd.DataFrame: # Indexed by key: model, iou, iou_std, shape_acc, location_score, balanced_acc, folder
-    "The report's published numbers, exo2ego (SPEC 12); NaN where it gives none"
+    "The report's published numbers, exo2ego; NaN where it gives none"
     header, *rows = ([c.strip() for c in line.split('|')] for line in _PUBLISHED.strip().splitlines())
     table = pd.DataFrame(rows, columns=header).set_index('key')
     numbers = ['iou', 'iou_std', *METRICS[1:]]

@@ -346,7 +346,7 @@ def chance_scores(seed:int=0):
     return scores
 
 def _with_confidence(similarity:Tensor) -> tuple[Tensor,Tensor]:
-    "Similarities and SPEC 9's confidence, the sigmoid of the highest; 0 without proposals"
+    "Similarities and O-MaMa's confidence, the sigmoid of the highest; 0 without proposals"
     if not similarity.shape[1]: return similarity, similarity.new_zeros(len(similarity))
     return similarity, similarity.max(1).values.sigmoid()
 
@@ -390,7 +390,7 @@ def _answers(
     size:tuple[int,int],  # (height, width) of the image that the model saw
     temperature:float=.07
 ) -> list[Answer]:
-    "Answers to all pairs of a frame pair; the target of the loss is the proposal that overlaps most (SPEC 7)"
+    "Answers to all pairs of a frame pair; the loss's target is the proposal that overlaps most (method, Candidates)"
     similarity, confidence = scores(pair)
     which = list(zip(pair.rows.tolist(), pair.visible.tolist(), pair.known.tolist()))
     if not pair.proposals:
@@ -403,7 +403,7 @@ def _answers(
             for (row, visible, known), k, c, loss in zip(which, best, confidence.tolist(), losses.tolist())]
 
 def _prediction(pairs:FramePairs, answers:list[Answer]) -> dict:
-    "Answers as SPEC 11 wants them"
+    "Answers as evaluators read them (method, Predictions)"
     results = {}
     for answer in sorted(answers):
         take, name, source, dest, frame = pairs.pairs.iloc[answer.row][['take', 'object', 'source_cam', 'dest_cam', 'frame']]
@@ -428,7 +428,7 @@ def _ahead(items, order):
 def predict(
     scores,          # Function of a `FramePair`: similarity [B, P] and confidence [B]
     pairs:FramePairs # What to ask
-) -> dict:           # Prediction JSON of SPEC 11
+) -> dict:           # Prediction JSON (method, Predictions)
     "The answers to all pairs; under `accelerate launch` each process answers its share, and each gets all answers"
     from accelerate.utils import gather_object
     from tqdm import tqdm
@@ -471,7 +471,7 @@ def draw_sample(
     pair:FramePair,
     seed:int, epoch:int,
     n:int=32,             # Candidates of each object
-    keep_out:bool=False,  # Keep proposals that are the object itself out of the negatives (SPEC 13)
+    keep_out:bool=False,  # Keep proposals that are the object itself out of the negatives (method, Differences)
     rivals:int=64,        # Most rivals
     asked=None            # int64 [K], the objects that are this process's; all by default
 ) -> Sample:
