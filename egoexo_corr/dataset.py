@@ -1011,10 +1011,7 @@ def _write_pair_file(root:Path, split:str, way:Direction, kept:list):
     takes = dict.fromkeys(_ends(p)[0][0] for p in kept)
     digests = {t: read_record(root, t).get('annotation') for t in takes}
     record = {'split': split, **fingerprint(folder/names[0]), 'takes': digests}
-    path = folder/'made_from.json'
-    try: old = read_json(path)
-    except FileError: old = {}
-    write_json(path, (old if isinstance(old, dict) else {}) | {name: record for name in names}, indent=1)
+    for name in names: write_json(folder/'made_from'/name, record, indent=1)
     return names[0]
 
 def write_pairs(
@@ -1064,8 +1061,8 @@ def _read_pair(pair, source:str) -> tuple:
 def _check_pair_file(path:Path):
     "`DataError` if a pair file of `write_pairs` no longer fits the takes that it was made from"
     root = path.parent.parent
-    try: record = read_json(path.parent/'made_from.json').get(path.name, {})
-    except (FileError, AttributeError): return
+    try: record = read_json(path.parent/'made_from'/path.name)
+    except FileError: return
     if not isinstance(record, dict) or not isinstance(record.get('takes'), dict): return
     if fingerprint(path)!={k: record.get(k) for k in ('bytes', 'sha256')}: return
     try: listed = read_splits(root/'processed'/'split.json').get(record.get('split'), [])
