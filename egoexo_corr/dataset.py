@@ -531,8 +531,8 @@ def video_facts(
     try:
         with open_video(video) as container:
             stream = picture_stream(container)
-            seconds = stream.duration*stream.time_base if stream.duration else Fraction(container.duration or 0, 10**6)
-            rate = stream.average_rate
+            rate, unit = (Fraction(str(r or 0)) for r in (stream.average_rate, stream.time_base)) # PyAV 19 has a type of its own
+            seconds = stream.duration*unit if stream.duration else Fraction(container.duration or 0, 10**6)
     except EgoExoError: return facts
     return facts | {'rate': str(rate), 'frames': round(seconds*rate)} if rate else facts
 
