@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from . import __version__
-from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, best_device, fetch, inside,
-                              is_frame, read_json, sha256, this_process, view_of, write_json)
-from .dataset import (GRIDS, RULES, SPLITS, fit_image, frame_digest, frame_path, frames_of, image_size, load_frame, pairs_path,
+from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, best_device, fetch, has_bf16,
+                              inside, is_frame, read_json, sha256, this_process, view_of, write_json)
+from .dataset import (GRIDS, RULES, SPLITS, fit_image, frame_digest, frame_path, frame_size, frames_of, image_size, load_frame, pairs_path,
                                  read_pairs, resize_image)
 from .masks import resize_boxes, rle_boxes, rle_resize
 
@@ -271,7 +271,7 @@ def fold_batch_norms(
 def _precision(precision:str|None, device) -> str:
     "The precision to compute in; `ArgumentError` where the device does not have it"
     import torch
-    has = device.type!='cuda' or torch.cuda.is_bf16_supported()
+    has = has_bf16(device)
     if precision is None:
         return 'bf16' if device.type=='cuda' and has else 'fp32'
     if precision not in PRECISIONS:
@@ -579,15 +579,10 @@ def frame_sizes(
     used:dict      # (take, camera) → frames, from `used_frames`
 ) -> dict:         # View → (height, width)
     "The size that most cameras' frames of a view have, wide ones and tall ones taken together; Ego-Exo4D's where there are none"
-    from PIL import Image
     sizes = {view: Counter() for view in STANDARD}
     for (take, camera), frames in used.items():
-        path = frame_path(root, take, camera, frames[0])
-        try:
-            with Image.open(path) as image:
-                sizes[view_of(camera)][tuple(sorted(image.size))] += 1
-        except OSError:
-            continue
+        size = frame_size(frame_path(root, take, camera, frames[0]))
+        if size: sizes[view_of(camera)][tuple(sorted(size))] += 1
     return {view: max(counts, key=counts.get) if counts else STANDARD[view] for view, counts in sizes.items()}
 
 # %% ../nbs/06_backbones.ipynb #cell089

@@ -340,10 +340,10 @@ def egoexo_compare(
 # %% ../nbs/11_cli.ipynb #cell040
 def _camera_sizes(root, take:str, cameras) -> dict: # Camera → [height, width]
     "Sizes of cameras by their frames, for those that no mask tells"
-    from PIL import Image
-    from egoexo_corr.dataset import frame_path, frames_on_disk
+    from egoexo_corr.dataset import frame_path, frame_size, frames_on_disk
     there = {camera: sorted(frames_on_disk(root, take, camera)) for camera in cameras}
-    return {c: Image.open(frame_path(root, take, c, frames[0])).size[::-1] for c,frames in there.items() if frames}
+    sizes = {c: frame_size(frame_path(root, take, c, frames[0])) for c,frames in there.items() if frames}
+    return {c: size for c,size in sizes.items() if size}
 
 def _whole_split(root:str, split:str) -> dict: # As a ground-truth JSON
     "All that a root knows of a split: every take, every object, whether it has pairs or not"

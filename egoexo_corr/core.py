@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError', 'exit_code', 'Direction', 'view_of', 'inside',
            'is_frame', 'atomic_path', 'read_json', 'write_json', 'sha256', 'cache_dir', 'fetch', 'share', 'best_device',
-           'this_process', 'seed_everything']
+           'has_bf16', 'this_process', 'seed_everything']
 
 # %% ../nbs/00_core.ipynb #76f9b323
 import hashlib, json, os, random, sys
@@ -226,6 +226,13 @@ def best_device(
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ArgumentError(f"cannot compute on {str(device)!r} here ({str(e).splitlines()[0]:.80}); take 'cpu', or leave it out") from None
+
+def has_bf16(
+    device # torch.device
+) -> bool:
+    "Whether to expect bfloat16 there: older CUDA devices lack it"
+    import torch
+    return device.type!='cuda' or torch.cuda.is_bf16_supported()
 
 # %% ../nbs/00_core.ipynb #0625d0c7
 def this_process(

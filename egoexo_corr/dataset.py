@@ -8,7 +8,7 @@ __all__ = ['WAY_OUT', 'LONGEST', 'SPLITS', 'MIB', 'REFERENCE_NAMES', 'RULES', 'G
            'frame_times', 'upright', 'read_frames', 'prepared_size', 'encode_frame', 'save_frame', 'fail',
            'check_marks', 'check_entry', 'cameras_of', 'wanted_frames', 'read_masks', 'Take', 'read_relations',
            'read_takes', 'read_splits', 'read_release', 'select_takes', 'video_path', 'frame_path', 'frames_on_disk',
-           'extract_frames', 'fingerprint', 'entry_digest', 'read_record', 'write_record', 'video_facts',
+           'extract_frames', 'file_fingerprint', 'entry_digest', 'read_record', 'write_record', 'video_facts',
            'discard_frames', 'why_stale', 'common_rate', 'off_rate', 'off_length', 'same_shape', 'frame_size',
            'drop_misfits', 'write_annotation', 'is_complete', 'write_lists', 'download_take', 'Preparation', 'prepare',
            'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs',
@@ -482,7 +482,7 @@ def _pieces(size:int) -> list[tuple[int,int]]:
     between = np.linspace(MIB, size-MIB-MIB//16, 32).astype(int).tolist()
     return [(0, MIB), *((start, MIB//16) for start in between), (size-MIB, MIB)]
 
-def fingerprint(
+def file_fingerprint(
     path:str|Path # A file
 ) -> dict:        # bytes (its size), sha256 (of up to 4 MiB of it, hexadecimal)
     "What a file holds, in short; equal for equal files"
@@ -525,9 +525,9 @@ def write_record(
 def video_facts(
     video:str|Path,   # A video
     part:str='takes'  # As in `video_path`
-) -> dict:            # part, bytes, sha256 (`fingerprint`), rate (frames a second, as text), frames (that are shown)
+) -> dict:            # part, bytes, sha256 (`file_fingerprint`), rate (frames a second, as text), frames (that are shown)
     "What a record says of a video; rate and frames are missing where it cannot be opened"
-    facts = {'part': part, **fingerprint(video)}
+    facts = {'part': part, **file_fingerprint(video)}
     try:
         with open_video(video) as container:
             stream = picture_stream(container)
@@ -1010,7 +1010,7 @@ def _write_pair_file(root:Path, split:str, way:Direction, kept:list):
     for name in names: write_json(folder/name, kept)
     takes = dict.fromkeys(_ends(p)[0][0] for p in kept)
     digests = {t: read_record(root, t).get('annotation') for t in takes}
-    record = {'split': split, **fingerprint(folder/names[0]), 'takes': digests}
+    record = {'split': split, **file_fingerprint(folder/names[0]), 'takes': digests}
     for name in names: write_json(folder/'made_from'/name, record, indent=1)
     return names[0]
 
@@ -1064,7 +1064,7 @@ def _check_pair_file(path:Path):
     try: record = read_json(path.parent/'made_from'/path.name)
     except FileError: return
     if not isinstance(record, dict) or not isinstance(record.get('takes'), dict): return
-    if fingerprint(path)!={k: record.get(k) for k in ('bytes', 'sha256')}: return
+    if file_fingerprint(path)!={k: record.get(k) for k in ('bytes', 'sha256')}: return
     try: listed = read_splits(root/'processed'/'split.json').get(record.get('split'), [])
     except FileError: return
     for take, digest in record['takes'].items():
@@ -1721,7 +1721,7 @@ def _source(folder:Path, root:Path, photos) -> dict:
     "Where a scene's frames come from; `DataError` if the root has a take of this name from elsewhere"
     old = _record_of(root, folder.name, 'photographs')
     prints = {}
-    for (camera, frame), path in photos.items(): prints.setdefault(camera, {})[str(frame)] = fingerprint(path)['sha256']
+    for (camera, frame), path in photos.items(): prints.setdefault(camera, {})[str(frame)] = file_fingerprint(path)['sha256']
     place = os.path.relpath(folder.resolve(), Path(root).resolve())
     new = {'kind': 'photographs', 'folder': place, 'annotation': old.get('annotation'), 'photographs': prints}
     def digests(record): return {d for frames in record.get('photographs', {}).values() for d in frames.values()}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from . import __version__
 from .backbones import (Backbone, FeatureStore, describe_camera, differences, fingerprint, frame_sizes, masks_in_image,
                                    used_frames)
-from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, inside, read_json, share,
+from .core import (ArgumentError, DataError, Direction, EgoExoError, FileError, atomic_path, has_bf16, inside, read_json, share,
                               this_process, view_of, write_json)
 from .dataset import (GRIDS, RULES, Annotations, frame_path, frames_of, ground_truth, load_frame, pairs_path, read_pairs,
                                  sample_by_count)
@@ -280,9 +280,9 @@ def _annotated(self:FramePairs, take, camera, frame) -> tuple:
     return self.objects(take, camera, frame), None
 
 @patch
-def _proposed(self:FramePairs, take, camera, frame) -> tuple:
-    found = self.propose(take, camera, frame)
-    return dict(enumerate(found.rles)), found.boxes
+def _proposed(self:FramePairs, take, camera, frame) -> tuple: return _named(self.propose(take, camera, frame))
+
+def _named(found:Proposals) -> tuple: return dict(enumerate(found.rles)), found.boxes
 
 # %% ../nbs/08_training.ipynb #7a5b5937
 def _places(rles) -> np.ndarray: # float64 [N, 2]
@@ -307,24 +307,20 @@ def overlaps(self:FramePairs,
     return iou, boxes, adjacency(proposals, self.order), rle_iou(here, rivals) if rivals else np.zeros((len(names), 0)), *map(_places, (objects, rivals, proposals))
 
 @patch
-def _described(self:FramePairs, take, camera, frame) -> Tensor: # float32 [P, 2C]
-    "Descriptors of a frame's proposals"
-    return self.features.descriptors(self.kind, take, camera, frame, *self._proposed(take, camera, frame))
-
-@patch
 def __getitem__(self:FramePairs, i:int) -> FramePair:
     "Frame pair i"
     take, source, dest, frame = self.keys[i]
-    names, proposals = self.names(i), self.propose(take, dest, frame).rles
+    names, found = self.names(i), self.propose(take, dest, frame)
+    proposals = found.rles
     here, seen = self.objects(take, source, frame), self.objects(take, dest, frame)
     if lost := set(names)-set(here): raise DataError('a pair has no mask in the source view', take=take, object=min(lost), camera=source, frame=frame)
     there = [o for o in seen if o in names]
     truth = np.array([len(proposals)+there.index(o) if o in seen else -1 for o in names])
     objects = self.features.descriptors('truth', take, source, frame, here)[[list(here).index(o) for o in names]]
-    candidates = torch.cat([self._described(take, dest, frame),
+    candidates = torch.cat([self.features.descriptors(self.kind, take, dest, frame, *_named(found)),
                             self.features.descriptors('truth', take, dest, frame, seen)[[list(seen).index(o) for o in there]]])
     maps = self.features.map(take, source, frame), self.features.map(take, dest, frame)
-    rivals = self._described(take, source, frame) if self.rivals else None
+    rivals = self.features.descriptors(self.kind, take, source, frame, *self._proposed(take, source, frame)) if self.rivals else None
     iou, boxes, neighbours, *others = self.overlaps(i)
     return FramePair(take, source, dest, frame, self.rows[i], objects, truth, self.looked_for(i), candidates, *maps, proposals, iou, boxes, neighbours, rivals, *others)
 
@@ -782,7 +778,7 @@ def _accelerator(
     from accelerate.state import AcceleratorState
     if mixed_precision not in (None, 'no', 'bf16'): raise ArgumentError(f"mixed_precision must be 'bf16' or 'no', not {mixed_precision!r}")
     where = this_process(device).device
-    has = where.type!='cuda' or torch.cuda.is_bf16_supported()
+    has = has_bf16(where)
     wanted = mixed_precision or ('bf16' if where.type=='cuda' and has else 'no')
     busy = AcceleratorState._shared_state and AcceleratorState().mixed_precision!=wanted
     if busy: raise ArgumentError(f'Accelerate is at work in another precision than {wanted!r} already; that takes a new process')
