@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_COUNTS', 'PALETTE', 'parse_counts', 'format_counts', 'Runs', 'rle_runs', 'rle_from_runs',
            'rle_encode', 'rle_decode', 'lz_compress', 'lz_decompress', 'decode_annotation', 'encode_annotation',
-           'rle_areas', 'runs_extent', 'rle_boxes', 'rle_centroids', 'rle_iou', 'rle_intersections', 'box_iou',
-           'resize_boxes', 'nearest_index', 'resize_mask', 'resize_runs', 'rle_resize', 'runs_window', 'draw_masks',
-           'adjacency']
+           'rle_areas', 'runs_extent', 'rle_boxes', 'rle_centroids', 'rle_iou', 'box_iou', 'resize_boxes',
+           'nearest_index', 'resize_mask', 'resize_runs', 'rle_resize', 'runs_window', 'draw_masks', 'adjacency']
 
 # %% ../nbs/01_masks.ipynb #cell004
 from functools import lru_cache
@@ -20,362 +19,429 @@ from .core import ArgumentError, MaskError
 def _digit_values(counts) -> np.ndarray:
     "Six-bit digits of the characters of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
     if isinstance(counts, str):
-        try: counts = counts.encode('ascii')
-        except UnicodeEncodeError: raise MaskError('RLE counts hold a character that COCO does not use') from None
-    if not isinstance(counts, bytes): raise MaskError(f'RLE counts must be a string, not {type(counts).__name__}')
+        try:
+            counts = counts.encode('ascii')
+        except UnicodeEncodeError:
+            raise MaskError('RLE counts hold a character that COCO does not use') from None
+    if not isinstance(counts, bytes):
+        raise MaskError(f'RLE counts must be a string, not {type(counts).__name__}')
     digits = np.frombuffer(counts, np.uint8) - np.uint8(48)
-    if not digits.size: raise MaskError('RLE counts are empty')
-    if digits.max()>63: raise MaskError('RLE counts hold a character that COCO does not use')
+    if not digits.size:
+        raise MaskError('RLE counts are empty')
+    if digits.max() > 63:
+        raise MaskError('RLE counts hold a character that COCO does not use')
     return digits
 
 # %% ../nbs/01_masks.ipynb #cell014
 def parse_counts(
-    counts:str|bytes # COCO's compressed counts
-) -> np.ndarray:     # int64 run lengths: background, object, background, …
+    counts: str | bytes,  # COCO's compressed counts
+) -> np.ndarray:  # int64 run lengths: background, object, background, …
     "Run lengths of a compressed RLE; `MaskError` if they cannot be read or are negative"
     digits = _digit_values(counts)
-    if digits[-1]>31: raise MaskError('RLE counts end in the middle of a number')
+    if digits[-1] > 31:
+        raise MaskError('RLE counts end in the middle of a number')
     last = (digits < 32).nonzero()[0]
     length = last.copy()
-    length[0] += 1; length[1:] -= last[:-1]
-    if length.max()>7: raise MaskError('RLE counts hold a number of more than 35 bits')
-    first = last-length+1
-    shift = 5*(np.arange(digits.size) - first.repeat(length))
+    length[0] += 1
+    length[1:] -= last[:-1]
+    if length.max() > 7:
+        raise MaskError('RLE counts hold a number of more than 35 bits')
+    first = last - length + 1
+    shift = 5 * (np.arange(digits.size) - first.repeat(length))
     runs = np.add.reduceat((digits & 31).astype(np.int64) << shift, first)
-    runs -= (digits[last] & 16).astype(np.int64) << (5*length-4)
+    runs -= (digits[last] & 16).astype(np.int64) << (5 * length - 4)
     runs[1::2].cumsum(out=runs[1::2])
     runs[2::2].cumsum(out=runs[2::2])
-    if runs.min()<0: raise MaskError('RLE counts hold a negative run')
+    if runs.min() < 0:
+        raise MaskError('RLE counts hold a negative run')
     return runs
 
 # %% ../nbs/01_masks.ipynb #72d768f5
 def format_counts(
-    runs # Run lengths: background, object, background, …
-) -> str: # COCO's compressed counts
+    runs,  # Run lengths: background, object, background, …
+) -> str:  # COCO's compressed counts
     "The compressed text of run lengths; `MaskError` if one is no number of pixels"
     from pycocotools import mask as coco
-    if not len(runs) or np.min(runs)<0 or np.max(runs)>=2**32: raise MaskError('the runs of an RLE must be whole numbers from 0 to 2**32-1, and at least one')
+
+    if not len(runs) or np.min(runs) < 0 or np.max(runs) >= 2**32:
+        raise MaskError('the runs of an RLE must be whole numbers from 0 to 2**32-1, and at least one')
     return coco.frPyObjects({'size': [1, 1], 'counts': runs}, 0, 0)['counts'].decode()
 
 # %% ../nbs/01_masks.ipynb #cell020
-MAX_PIXELS = 2**27 # A mask over this is refused; the largest in Ego-Exo4D has 2160·3840 < 2**23
+MAX_PIXELS = 2**27  # A mask over this is refused; the largest in Ego-Exo4D has 2160·3840 < 2**23
 
-def _checked_size(size) -> tuple[int,int]:
-    try: h, w = size
-    except (TypeError, ValueError): raise MaskError(f'the size of an RLE must be [height, width], not {size!r:.60}') from None
+
+def _checked_size(size) -> tuple[int, int]:
+    try:
+        h, w = size
+    except (TypeError, ValueError):
+        raise MaskError(f'the size of an RLE must be [height, width], not {size!r:.60}') from None
     for n in (h, w):
-        if isinstance(n, (bool, float)) or not isinstance(n, (int, np.integer)) or n<1:
+        if isinstance(n, (bool, float)) or not isinstance(n, (int, np.integer)) or n < 1:
             raise MaskError(f'the size of an RLE must be two positive whole numbers, not {size!r:.60}')
-    if int(h)*int(w)>MAX_PIXELS: raise MaskError(f'a mask of {h}×{w} pixels is refused: the limit is {MAX_PIXELS:,} pixels')
+    if int(h) * int(w) > MAX_PIXELS:
+        raise MaskError(f'a mask of {h}×{w} pixels is refused: the limit is {MAX_PIXELS:,} pixels')
     return int(h), int(w)
 
 # %% ../nbs/01_masks.ipynb #cell021
-def _intervals(rle:dict) -> tuple:
+def _intervals(rle: dict) -> tuple:
     "Height, width, and the object's intervals `[start, stop)` of positions counted down the columns; all checks are here"
     if not isinstance(rle, dict) or not {'size', 'counts'} <= rle.keys():
         raise MaskError(f"an RLE must be a dictionary with 'size' and 'counts', not {rle!r:.60}")
     h, w = _checked_size(rle['size'])
     runs = parse_counts(rle['counts'])
-    if runs.max()>MAX_PIXELS: raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels: the limit is {MAX_PIXELS:,} pixels')
+    if runs.max() > MAX_PIXELS:
+        raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels: the limit is {MAX_PIXELS:,} pixels')
     ends = runs.cumsum()
-    if ends[-1]!=h*w: raise MaskError(f'the RLE counts add up to {ends[-1]:,} pixels, the size {h}×{w} needs {h*w:,}')
+    if ends[-1] != h * w:
+        raise MaskError(f'the RLE counts add up to {ends[-1]:,} pixels, the size {h}×{w} needs {h * w:,}')
     starts = ends[:-1:2]
     return h, w, starts, ends[1::2]
 
 # %% ../nbs/01_masks.ipynb #cell024
 class Runs(NamedTuple):
     "The object pixels of a mask, in order: in `column`, the rows from `top` up to but without `bottom`"
-    height:int
-    width:int
-    column:np.ndarray # int64 [R], not decreasing
-    top:np.ndarray    # int64 [R]
-    bottom:np.ndarray # int64 [R]
+
+    height: int
+    width: int
+    column: np.ndarray  # int64 [R], not decreasing
+    top: np.ndarray  # int64 [R]
+    bottom: np.ndarray  # int64 [R]
 
     @property
-    def area(self) -> int: "Pixels"; return int((self.bottom-self.top).sum())
+    def area(self) -> int:
+        "Pixels"
+        return int((self.bottom - self.top).sum())
 
+# %% ../nbs/01_masks.ipynb #470300e9
 def rle_runs(
-    rle:dict # {'size': [height, width], 'counts': text}
-) -> Runs:   # The object's runs
+    rle: dict,  # {'size': [height, width], 'counts': text}
+) -> Runs:  # The object's runs
     "The checked runs of an RLE; `MaskError` says what is wrong with it"
     h, w, starts, stops = _intervals(rle)
-    column = starts//h
-    spans = (stops-1)//h - column + 1
-    if spans.size and (spans!=1).any():
-        column = column.repeat(spans) + np.arange(spans.sum()) - (spans.cumsum()-spans).repeat(spans)
+    column = starts // h
+    spans = (stops - 1) // h - column + 1
+    if spans.size and (spans != 1).any():
+        column = column.repeat(spans) + np.arange(spans.sum()) - (spans.cumsum() - spans).repeat(spans)
         starts, stops = starts.repeat(spans), stops.repeat(spans)
-    offset = column*h
-    top, bottom = np.maximum(starts-offset, 0), np.minimum(stops-offset, h)
-    if (full := bottom>top).all(): return Runs(h, w, column, top, bottom)
+    offset = column * h
+    top, bottom = np.maximum(starts - offset, 0), np.minimum(stops - offset, h)
+    if (full := bottom > top).all():
+        return Runs(h, w, column, top, bottom)
     return Runs(h, w, column[full], top[full], bottom[full])
 
 # %% ../nbs/01_masks.ipynb #cell027
-def rle_from_runs(runs:Runs) -> dict: # An RLE
+def rle_from_runs(runs: Runs) -> dict:  # An RLE
     "The RLE of runs; touching ones are joined"
     h, w, column, top, bottom = runs
-    starts, stops = column*h+top, column*h+bottom
-    apart = starts[1:]>stops[:-1]
-    ends = np.stack([starts[np.append(True, apart)[:starts.size]], stops[np.append(apart, True)[:stops.size]]], 1).ravel()
-    counts = np.diff(np.append(ends, h*w), prepend=0)
-    if ends.size and not counts[-1]: counts = counts[:-1]
+    starts, stops = column * h + top, column * h + bottom
+    apart = starts[1:] > stops[:-1]
+    ends = np.stack(
+        [starts[np.append(True, apart)[: starts.size]], stops[np.append(apart, True)[: stops.size]]], 1
+    ).ravel()
+    counts = np.diff(np.append(ends, h * w), prepend=0)
+    if ends.size and not counts[-1]:
+        counts = counts[:-1]
     return {'size': [h, w], 'counts': format_counts(counts)}
 
 # %% ../nbs/01_masks.ipynb #cell030
 def rle_encode(
-    mask # [H, W], anything that is zero off the object
-) -> dict: # An RLE with text counts
+    mask,  # [H, W], anything that is zero off the object
+) -> dict:  # An RLE with text counts
     "The RLE of a dense mask"
     from pycocotools import mask as coco
+
     mask = np.asarray(mask)
-    if mask.ndim!=2: raise MaskError(f'a mask must have two dimensions, not the shape {mask.shape}')
+    if mask.ndim != 2:
+        raise MaskError(f'a mask must have two dimensions, not the shape {mask.shape}')
     h, w = _checked_size(mask.shape)
-    return {'size': [h, w], 'counts': coco.encode(np.asfortranarray(mask!=0, dtype=np.uint8))['counts'].decode('ascii')}
+    return {
+        'size': [h, w],
+        'counts': coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))['counts'].decode('ascii'),
+    }
+
 
 def rle_decode(
-    rle:dict # An RLE
-) -> np.ndarray: # bool [H, W]
+    rle: dict,  # An RLE
+) -> np.ndarray:  # bool [H, W]
     "The dense mask of an RLE; `MaskError` if it is malformed"
     from pycocotools import mask as coco
+
     _intervals(rle)
     return coco.decode(rle).astype(bool)
 
 # %% ../nbs/01_masks.ipynb #cell033
-def lz_compress(text:str) -> str: # URI-safe text
+def lz_compress(text: str) -> str:  # URI-safe text
     "LZString's `compressToEncodedURIComponent`"
     from lzstring import LZString
+
     return LZString().compressToEncodedURIComponent(text)
 
 # %% ../nbs/01_masks.ipynb #f037024
-MAX_COUNTS = 2**23 # Letters; counts over this are refused
-_SIX_BITS = {c: f'{i:06b}' for i,c in enumerate('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-')}
+MAX_COUNTS = 2**23  # Letters; counts over this are refused
+_SIX_BITS = {c: f'{i:06b}' for i, c in enumerate('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-')}
 
-def _lz_words(bits:str) -> list[str]:
+
+def _lz_words(bits: str) -> list[str]:
     "The words that a stream of bits, its last bit first, stands for"
-    words, word, out, at, long, width, room = [None]*3, '', [], len(bits), 0, 2, 1
+    words, word, out, at, long, width, room = [None] * 3, '', [], len(bits), 0, 2, 1
     while True:
-        if at<=width: raise MaskError('the encodedMask is truncated')
-        code = int(bits[at-width:at], 2); at -= width
-        if code==2: return out
-        if code<2:
-            n = 8<<code
-            if at<=n: raise MaskError('the encodedMask is truncated')
-            words.append(chr(int(bits[at-n:at], 2))); at -= n; room -= 1
-            code = len(words)-1
-            if not room: room = 1<<width; width += 1
-        if code>len(words) or code==len(words) and not word: raise MaskError('the encodedMask is not LZString text')
-        new = words[code] if code<len(words) else word+word[0]
-        out.append(new); long += len(new)
-        if long>MAX_COUNTS: raise MaskError(f'the encodedMask stands for more than {MAX_COUNTS:,} letters')
+        if at <= width:
+            raise MaskError('the encodedMask is truncated')
+        code = int(bits[at - width : at], 2)
+        at -= width
+        if code == 2:
+            return out
+        if code < 2:
+            n = 8 << code
+            if at <= n:
+                raise MaskError('the encodedMask is truncated')
+            words.append(chr(int(bits[at - n : at], 2)))
+            at -= n
+            room -= 1
+            code = len(words) - 1
+            if not room:
+                room = 1 << width
+                width += 1
+        if code > len(words) or code == len(words) and not word:
+            raise MaskError('the encodedMask is not LZString text')
+        new = words[code] if code < len(words) else word + word[0]
+        out.append(new)
+        long += len(new)
+        if long > MAX_COUNTS:
+            raise MaskError(f'the encodedMask stands for more than {MAX_COUNTS:,} letters')
         if word:
-            words.append(word+new[0]); room -= 1
-            if not room: room = 1<<width; width += 1
+            words.append(word + new[0])
+            room -= 1
+            if not room:
+                room = 1 << width
+                width += 1
         word = new
 
 # %% ../nbs/01_masks.ipynb #f038366
-def lz_decompress(text:str) -> str:
+def lz_decompress(text: str) -> str:
     "LZString's `decompressFromEncodedURIComponent`; `MaskError` if it is none, or stands for more than `MAX_COUNTS` letters"
-    if not isinstance(text, str) or not text: raise MaskError(f'an encodedMask must be a non-empty string, not {text!r:.40}')
-    try: bits = ''.join(_SIX_BITS[c] for c in text.replace(' ', '+'))
-    except KeyError: raise MaskError('the encodedMask holds a letter that LZString does not use') from None
+    if not isinstance(text, str) or not text:
+        raise MaskError(f'an encodedMask must be a non-empty string, not {text!r:.40}')
+    try:
+        bits = ''.join(_SIX_BITS[c] for c in text.replace(' ', '+'))
+    except KeyError:
+        raise MaskError('the encodedMask holds a letter that LZString does not use') from None
     plain = ''.join(_lz_words(bits[::-1]))
-    if not plain: raise MaskError('the encodedMask is empty')
+    if not plain:
+        raise MaskError('the encodedMask is empty')
     return plain
 
 # %% ../nbs/01_masks.ipynb #cell035
 def decode_annotation(
-    encoded:str, # The release's `encodedMask`
-    height:int,  # Its `height`
-    width:int    # Its `width`
-) -> dict:       # An RLE, checked
+    encoded: str,  # The release's `encodedMask`
+    height: int,  # Its `height`
+    width: int,  # Its `width`
+) -> dict:  # An RLE, checked
     "The RLE of a mask of the release (method, Release)"
     rle = {'size': [height, width], 'counts': lz_decompress(encoded)}
     _intervals(rle)
     return rle
 
-def encode_annotation(rle:dict) -> dict: # {'width', 'height', 'encodedMask'}
+
+def encode_annotation(rle: dict) -> dict:  # {'width', 'height', 'encodedMask'}
     "A mask as the release writes it (method, Release)"
     h, w, *_ = _intervals(rle)
     return {'width': w, 'height': h, 'encodedMask': lz_compress(rle['counts'])}
 
 # %% ../nbs/01_masks.ipynb #cell038
 def rle_areas(
-    rles # N RLEs
-) -> np.ndarray: # int64 [N], pixels
+    rles,  # N RLEs
+) -> np.ndarray:  # int64 [N], pixels
     "Areas"
     return np.array([rle_runs(r).area for r in rles], np.int64)
 
-def runs_extent(runs:Runs) -> tuple[int,int,int,int]|None: # (y0, y1, x0, x1), ends not included
+
+def runs_extent(runs: Runs) -> tuple[int, int, int, int] | None:  # (y0, y1, x0, x1), ends not included
     "The smallest window that holds a mask, or `None` if it is empty"
-    if not runs.column.size: return None
-    return int(runs.top.min()), int(runs.bottom.max()), int(runs.column[0]), int(runs.column[-1])+1
+    if not runs.column.size:
+        return None
+    return int(runs.top.min()), int(runs.bottom.max()), int(runs.column[0]), int(runs.column[-1]) + 1
 
 # %% ../nbs/01_masks.ipynb #cell039
 def rle_boxes(
-    rles # N RLEs
-) -> np.ndarray: # float32 [N, 4], xywh with w = x_max − x_min
+    rles,  # N RLEs
+) -> np.ndarray:  # float32 [N, 4], xywh with w = x_max − x_min
     "Boxes; zeros for an empty mask"
-    extents = [runs_extent(rle_runs(r)) or (0,1,0,1) for r in rles]
-    return np.array([(x0, y0, x1-1-x0, y1-1-y0) for y0,y1,x0,x1 in extents], np.float32).reshape(-1, 4)
+    extents = [runs_extent(rle_runs(r)) or (0, 1, 0, 1) for r in rles]
+    return np.array([(x0, y0, x1 - 1 - x0, y1 - 1 - y0) for y0, y1, x0, x1 in extents], np.float32).reshape(-1, 4)
 
 # %% ../nbs/01_masks.ipynb #cell043
 def rle_centroids(
-    rles # N RLEs
-) -> np.ndarray: # float64 [N, 2]: mean row, mean column; NaN for an empty mask
+    rles,  # N RLEs
+) -> np.ndarray:  # float64 [N, 2]: mean row, mean column; NaN for an empty mask
     "Centroids of masks (method, Neighbours)"
     out = np.full((len(rles), 2), np.nan)
-    for i,(_,_,column,top,bottom) in enumerate(map(rle_runs, rles)):
-        length = bottom-top
-        if length.size: out[i] = ((top+bottom-1)*length).sum()/2/length.sum(), (column*length).sum()/length.sum()
+    for i, (_, _, column, top, bottom) in enumerate(map(rle_runs, rles)):
+        length = bottom - top
+        if length.size:
+            out[i] = ((top + bottom - 1) * length).sum() / 2 / length.sum(), (column * length).sum() / length.sum()
     return out
 
 # %% ../nbs/01_masks.ipynb #cell046
 def _same_size(rles):
     sizes = {tuple(r['size']) for r in rles}
-    if len(sizes)>1: raise MaskError(f'masks of different sizes cannot be compared: {sorted(sizes)[:3]}; resize them first')
+    if len(sizes) > 1:
+        raise MaskError(f'masks of different sizes cannot be compared: {sorted(sizes)[:3]}; resize them first')
+
 
 def rle_iou(
-    a, # N RLEs
-    b  # M RLEs of the same size
-) -> np.ndarray: # float64 [N, M]
+    a,  # N RLEs
+    b,  # M RLEs of the same size
+) -> np.ndarray:  # float64 [N, M]
     "Mask IoU of each of `a` with each of `b`"
     from pycocotools import mask as coco
-    for r in (*a, *b): _intervals(r)
-    _same_size([*a, *b])
-    if not len(a) or not len(b): return np.zeros((len(a), len(b)))
-    return np.asarray(coco.iou(list(a), list(b), [0]*len(b)))
 
-def rle_intersections(
-    a, # N RLEs
-    b  # M RLEs of the same size
-) -> np.ndarray: # int64 [N, M], pixels
-    "Pixels that each of `a` shares with each of `b`"
-    iou, total = rle_iou(a, b), rle_areas(a)[:,None]+rle_areas(b)
-    return np.rint(iou*total/(1+iou)).astype(np.int64)
+    for r in (*a, *b):
+        _intervals(r)
+    _same_size([*a, *b])
+    if not len(a) or not len(b):
+        return np.zeros((len(a), len(b)))
+    return np.asarray(coco.iou(list(a), list(b), [0] * len(b)))
 
 # %% ../nbs/01_masks.ipynb #cell049
 def box_iou(
-    a, # [N, 4] xywh
-    b  # [M, 4] xywh
-) -> np.ndarray: # float [N, M]
+    a,  # [N, 4] xywh
+    b,  # [M, 4] xywh
+) -> np.ndarray:  # float64 [N, M]
     "IoU of boxes; 0 where both are without area"
+    from pycocotools import mask as coco
+
     a, b = (np.asarray(x, np.float64).reshape(-1, 4) for x in (a, b))
-    low = np.maximum(a[:,None,:2], b[None,:,:2])
-    high = np.minimum(a[:,None,:2]+a[:,None,2:], b[None,:,:2]+b[None,:,2:])
-    inter = (high-low).clip(0).prod(-1)
-    union = a[:,2:].prod(-1)[:,None] + b[:,2:].prod(-1) - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union>0)
+    return np.asarray(coco.iou(a, b, [0] * len(b))) if len(a) and len(b) else np.zeros((len(a), len(b)))
 
 # %% ../nbs/01_masks.ipynb #6db00f6e
 def resize_boxes(
-    boxes,              # [N, 4] xywh in pixels of an image
-    size:tuple[int,int],# (height, width) of that image
-    new:tuple[int,int]  # (height, width) wanted
-) -> np.ndarray:        # float64 [N, 4] xywh
+    boxes,  # [N, 4] xywh in pixels of an image
+    size: tuple[int, int],  # (height, width) of that image
+    new: tuple[int, int],  # (height, width) wanted
+) -> np.ndarray:  # float64 [N, 4] xywh
     "Boxes of an image at another size of it"
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     (h, w), (new_h, new_w) = size, new
-    return boxes*(new_w, new_h, new_w, new_h)/(w, h, w, h)
+    return boxes * (new_w, new_h, new_w, new_h) / (w, h, w, h)
 
 # %% ../nbs/01_masks.ipynb #cell052
 @lru_cache(256)
 def nearest_index(
-    n_out:int, # Pixels wanted along one side
-    n_in:int   # Pixels there are
-) -> np.ndarray: # int64 [n_out], read-only: the few sizes in use are kept
+    n_out: int,  # Pixels wanted along one side
+    n_in: int,  # Pixels there are
+) -> np.ndarray:  # int64 [n_out], read-only: the few sizes in use are kept
     "Which input pixel each output pixel takes, by OpenCV's `INTER_NEAREST`"
-    index = np.minimum(np.floor(np.arange(n_out) * (1/(n_out/n_in))).astype(np.int64), n_in-1)
+    index = np.minimum(np.floor(np.arange(n_out) * (1 / (n_out / n_in))).astype(np.int64), n_in - 1)
     index.flags.writeable = False
     return index
 
+
 def resize_mask(
-    mask:np.ndarray,    # [H, W]
-    size:tuple[int,int] # (height, width) wanted
-) -> np.ndarray:        # [height, width], same type
+    mask: np.ndarray,  # [H, W]
+    size: tuple[int, int],  # (height, width) wanted
+) -> np.ndarray:  # [height, width], same type
     "A dense mask at another size, as OpenCV's `INTER_NEAREST` gives it"
     h, w = _checked_size(size)
-    return mask[nearest_index(h, mask.shape[0])[:,None], nearest_index(w, mask.shape[1])]
+    return mask[nearest_index(h, mask.shape[0])[:, None], nearest_index(w, mask.shape[1])]
 
 # %% ../nbs/01_masks.ipynb #cell055
 def resize_runs(
-    runs:Runs,          # A mask
-    size:tuple[int,int] # (height, width) wanted
+    runs: Runs,  # A mask
+    size: tuple[int, int],  # (height, width) wanted
 ) -> Runs:
     "A mask at another size by OpenCV's `INTER_NEAREST`, from runs to runs"
     h, w = _checked_size(size)
-    if (runs.height, runs.width)==(h, w): return runs
+    if (runs.height, runs.width) == (h, w):
+        return runs
     source_row, source_column = nearest_index(h, runs.height), nearest_index(w, runs.width)
     top, bottom = source_row.searchsorted(runs.top), source_row.searchsorted(runs.bottom)
-    full = bottom>top
+    full = bottom > top
     column, top, bottom = runs.column[full], top[full], bottom[full]
     low = column.searchsorted(source_column)
     n = column.searchsorted(source_column, 'right') - low
-    take = np.arange(n.sum()) - (n.cumsum()-n-low).repeat(n)
+    take = np.arange(n.sum()) - (n.cumsum() - n - low).repeat(n)
     return Runs(h, w, np.arange(w).repeat(n), top[take], bottom[take])
 
+
 def rle_resize(
-    rle:dict,           # An RLE
-    size:tuple[int,int] # (height, width) wanted
-) -> dict:              # An RLE of that size
+    rle: dict,  # An RLE
+    size: tuple[int, int],  # (height, width) wanted
+) -> dict:  # An RLE of that size
     "An RLE at another size, as OpenCV's `INTER_NEAREST` on the dense mask would give it"
     return rle_from_runs(resize_runs(rle_runs(rle), size))
 
 # %% ../nbs/01_masks.ipynb #cell059
 def runs_window(
-    runs:Runs,                      # A mask
-    window:tuple[int,int,int,int]   # (y0, y1, x0, x1), ends not included, holding the mask
-) -> np.ndarray:                    # uint8 [x1-x0, y1-y0]: **columns first**
+    runs: Runs,  # A mask
+    window: tuple[int, int, int, int],  # (y0, y1, x0, x1), ends not included, holding the mask
+) -> np.ndarray:  # uint8 [x1-x0, y1-y0]: **columns first**
     "The dense pixels of a window that holds the whole mask, stored column by column"
     y0, y1, x0, x1 = window
-    cells = np.zeros((x1-x0, y1-y0+1), np.uint8)
-    np.add.at(cells, (runs.column-x0, runs.top-y0), 1)
-    np.subtract.at(cells, (runs.column-x0, runs.bottom-y0), 1)
-    return cells.cumsum(1, dtype=np.uint8)[:,:-1]
+    cells = np.zeros((x1 - x0, y1 - y0 + 1), np.uint8)
+    np.add.at(cells, (runs.column - x0, runs.top - y0), 1)
+    np.subtract.at(cells, (runs.column - x0, runs.bottom - y0), 1)
+    return cells.cumsum(1, dtype=np.uint8)[:, :-1]
 
 # %% ../nbs/01_masks.ipynb #cell062
-PALETTE = np.array([(230,159,0), (86,180,233), (0,158,115), (240,228,66), (0,114,178), (213,94,0), (204,121,167)], np.uint8)
+PALETTE = np.array(
+    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)],
+    np.uint8,
+)
+
 
 def draw_masks(
-    image:np.ndarray, # uint8 [H, W, 3], RGB
-    rles,             # N RLEs; resized to the image where they differ
-    colors=None,      # [N, 3] RGB, 0 to 255; `PALETTE` in turn by default
-    alpha:float=.5,   # Opacity of the inside; the outline is always opaque
-    outline:int=2     # Width of the outline in pixels; 0 for none
-) -> np.ndarray:      # uint8 [H, W, 3], a new image
+    image: np.ndarray,  # uint8 [H, W, 3], RGB
+    rles,  # N RLEs; resized to the image where they differ
+    colors=None,  # [N, 3] RGB, 0 to 255; `PALETTE` in turn by default
+    alpha: float = 0.5,  # Opacity of the inside; the outline is always opaque
+    outline: int = 2,  # Width of the outline in pixels; 0 for none
+) -> np.ndarray:  # uint8 [H, W, 3], a new image
     "Masks laid over an image, later ones on top"
     from scipy.ndimage import binary_erosion
+
     out = np.array(image, np.float32)
     colors = PALETTE[np.arange(len(rles)) % len(PALETTE)] if colors is None else np.asarray(colors).reshape(-1, 3)
     for rle, color in zip(rles, colors, strict=True):
         runs = resize_runs(rle_runs(rle), image.shape[:2])
-        if (window := runs_extent(runs)) is None: continue
+        if (window := runs_extent(runs)) is None:
+            continue
         y0, y1, x0, x1 = window
-        inside, part = runs_window(runs, window).T.astype(bool), out[y0:y1,x0:x1]
-        part[inside] = part[inside]*(1-alpha) + color*alpha
-        if outline: part[inside & ~binary_erosion(inside, iterations=outline)] = color
+        inside, part = runs_window(runs, window).T.astype(bool), out[y0:y1, x0:x1]
+        part[inside] = part[inside] * (1 - alpha) + color * alpha
+        if outline:
+            part[inside & ~binary_erosion(inside, iterations=outline)] = color
     return out.round().astype(np.uint8)
 
 # %% ../nbs/01_masks.ipynb #31c6aff3
-def _triangulation_edges(points:np.ndarray) -> np.ndarray: # int [E, 2]
+def _triangulation_edges(points: np.ndarray) -> np.ndarray:  # int [E, 2]
     "Pairs of points that a Delaunay triangulation joins"
     from scipy.spatial import Delaunay, QhullError
-    try: triangles = Delaunay(points).simplices
+
+    try:
+        triangles = Delaunay(points).simplices
     except QhullError:
         order = np.lexsort(points.T)
         return np.stack([order[:-1], order[1:]], 1)
-    return np.concatenate([triangles[:,[0,1]], triangles[:,[1,2]], triangles[:,[2,0]]])
+    return np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
 
+# %% ../nbs/01_masks.ipynb #55de384c
 def adjacency(
-    rles,         # N RLEs
-    order:int=2   # 1: neighbours; 2: also theirs; 3: one step more
+    rles,  # N RLEs
+    order: int = 2,  # 1: neighbours; 2: also theirs; 3: one step more
 ) -> np.ndarray:  # bool [N, N]
     "Which masks are neighbours; all `False` with fewer than three non-empty masks"
-    if order not in (1, 2, 3): raise ArgumentError(f'the order of an adjacency must be 1, 2 or 3, not {order!r}')
+    if order not in (1, 2, 3):
+        raise ArgumentError(f'the order of an adjacency must be 1, 2 or 3, not {order!r}')
     centroids = rle_centroids(rles)
-    there = np.flatnonzero(~np.isnan(centroids[:,0]))
+    there = np.flatnonzero(~np.isnan(centroids[:, 0]))
     a = np.zeros((len(rles), len(rles)), np.float32)
-    if there.size>=3:
+    if there.size >= 3:
         i, j = there[_triangulation_edges(centroids[there])].T
-        a[i,j] = a[j,i] = 1
+        a[i, j] = a[j, i] = 1
     reach = step = a
-    for _ in range(order-1): step = (step@a > 0).astype(np.float32); reach = reach + step
+    for _ in range(order - 1):
+        step = (step @ a > 0).astype(np.float32)
+        reach = reach + step
     return reach > 0

@@ -16,422 +16,568 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
-from .core import ArgumentError, DataError, Direction, EgoExoError, MaskError, is_frame, read_json, view_of, write_json
+from egoexo_corr.core import (
+    ArgumentError,
+    DataError,
+    Direction,
+    EgoExoError,
+    MaskError,
+    is_frame,
+    read_json,
+    view_of,
+    write_json,
+)
 from .masks import Runs, resize_runs, rle_encode, rle_from_runs, rle_runs, runs_extent
 
 # %% ../nbs/02_metrics.ipynb #cell013
-def _bits(cells:np.ndarray) -> int:
+def _bits(cells: np.ndarray) -> int:
     "The cells of a uint8 array, 0 or 1, as the bits of one integer, the first lowest"
     return int.from_bytes(np.packbits(cells, bitorder='little').tobytes(), 'little')
 
+
 @lru_cache(64)
-def _grid(columns:int, rows:int, stride:int) -> int:
+def _grid(columns: int, rows: int, stride: int) -> int:
     "The integer whose bits are the first `rows` of each `stride` bits"
     cells = np.zeros((columns, stride), np.uint8)
-    cells[:,:rows] = 1
+    cells[:, :rows] = 1
     return _bits(cells)
 
 # %% ../nbs/02_metrics.ipynb #cell015
 @dataclass(frozen=True)
 class BitWindow:
     "A window of an image whose masks are held as integers, column by column with `radius` empty rows after each"
-    y0:int          # The window's first row in the image
-    x0:int          # Its first column
-    rows:int        # Rows of the window
-    columns:int     # Columns of the window
-    radius:int      # How far a boundary may be grown, in pixels
-    at_bottom:bool  # Whether the window's last row is the image's
-    at_right:bool   # Whether its last column is the image's
+
+    y0: int  # The window's first row in the image
+    x0: int  # Its first column
+    rows: int  # Rows of the window
+    columns: int  # Columns of the window
+    radius: int  # How far a boundary may be grown, in pixels
+    at_bottom: bool  # Whether the window's last row is the image's
+    at_right: bool  # Whether its last column is the image's
 
     @property
-    def stride(self): return self.rows+self.radius
+    def stride(self):
+        return self.rows + self.radius
 
-    def pack(self, runs:Runs) -> int:
+    def pack(self, runs: Runs) -> int:
         "The integer of a mask that lies within the window"
-        toggles = np.zeros(self.columns*self.stride, np.uint8)
-        place = (runs.column-self.x0)*self.stride - self.y0
-        toggles[place+runs.top] = 1
-        toggles[place+runs.bottom] ^= 1
+        toggles = np.zeros(self.columns * self.stride, np.uint8)
+        place = (runs.column - self.x0) * self.stride - self.y0
+        toggles[place + runs.top] = 1
+        toggles[place + runs.bottom] ^= 1
         m, step = _bits(toggles), 1
-        while step<toggles.size: m ^= m<<step; step *= 2
+        while step < toggles.size:
+            m ^= m << step
+            step *= 2
         return m & _grid(self.columns, self.rows, self.stride)
 
-    def boundary(self, m:int) -> int:
+    def boundary(self, m: int) -> int:
         "The boundary of a mask, as `plain_boundary` defines it"
-        s, full_columns = self.stride, self.columns-self.at_right
-        below = _grid(self.columns, self.rows-self.at_bottom, s)
+        s, full_columns = self.stride, self.columns - self.at_right
+        below = _grid(self.columns, self.rows - self.at_bottom, s)
         right = _grid(full_columns, self.rows, s)
-        both = _grid(full_columns, self.rows-self.at_bottom, s)
-        return ((m ^ m>>s) & right) | ((m ^ m>>1) & below) | ((m ^ m>>s+1) & both)
+        both = _grid(full_columns, self.rows - self.at_bottom, s)
+        return ((m ^ m >> s) & right) | ((m ^ m >> 1) & below) | ((m ^ m >> s + 1) & both)
 
-    def grow(self, m:int) -> int:
+    def grow(self, m: int) -> int:
         "A mask grown by the disk x² + y² ≤ radius²; bits in the empty rows are left as they fall"
         grown, tall, reach = 0, m, 0
         for dx in range(self.radius, -1, -1):
             height = math.isqrt(self.radius**2 - dx**2)
-            while reach<height: reach += 1; tall |= m<<reach | m>>reach
-            shift = dx*self.stride
-            grown |= tall<<shift | tall>>shift
+            while reach < height:
+                reach += 1
+                tall |= m << reach | m >> reach
+            shift = dx * self.stride
+            grown |= tall << shift | tall >> shift
         return grown
 
 # %% ../nbs/02_metrics.ipynb #cell019
-def _window(extents:list, height:int, width:int) -> BitWindow:
+def _window(extents: list, height: int, width: int) -> BitWindow:
     "The smallest window that holds masks of these extents (y0, y1, x0, x1) and their boundaries"
-    y0, y1 = max(min(e[0] for e in extents)-1, 0), max(e[1] for e in extents)
-    x0, x1 = max(min(e[2] for e in extents)-1, 0), max(e[3] for e in extents)
-    radius = math.ceil(.008*math.sqrt(height**2+width**2))
-    return BitWindow(y0, x0, y1-y0, x1-x0, radius, at_bottom=y1==height, at_right=x1==width)
+    y0, y1 = max(min(e[0] for e in extents) - 1, 0), max(e[1] for e in extents)
+    x0, x1 = max(min(e[2] for e in extents) - 1, 0), max(e[3] for e in extents)
+    radius = math.ceil(0.008 * math.sqrt(height**2 + width**2))
+    return BitWindow(y0, x0, y1 - y0, x1 - x0, radius, at_bottom=y1 == height, at_right=x1 == width)
 
-def _midpoint(extent, height:int, width:int) -> tuple[int,int]: # (x, y)
+
+def _midpoint(extent, height: int, width: int) -> tuple[int, int]:  # (x, y)
     "The midpoint of a mask's box; of an empty mask (H//2, W//2), as in the benchmark"
-    if extent is None: return height//2, width//2
-    return (extent[2]+extent[3]-1)//2, (extent[0]+extent[1]-1)//2
+    if extent is None:
+        return height // 2, width // 2
+    return (extent[2] + extent[3] - 1) // 2, (extent[0] + extent[1] - 1) // 2
 
 # %% ../nbs/02_metrics.ipynb #cell021
-def _f_measure(window:BitWindow, gt:int, pred:int) -> float:
+def _f_measure(window: BitWindow, gt: int, pred: int) -> float:
     "Boundary F-measure of two packed masks"
     a, b = window.boundary(pred), window.boundary(gt)
     na, nb = a.bit_count(), b.bit_count()
-    if not na or not nb: return float(na==nb)
-    precision, recall = (a & window.grow(b)).bit_count()/na, (b & window.grow(a)).bit_count()/nb
-    return 0. if precision+recall==0 else 2*precision*recall/(precision+recall)
+    if not na or not nb:
+        return float(na == nb)
+    precision, recall = (a & window.grow(b)).bit_count() / na, (b & window.grow(a)).bit_count() / nb
+    return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
+
 
 def compare(
-    gt:Runs,       # The true mask
-    pred:Runs,     # The predicted mask, of the same size
-    diagonal:float # Length that distances are divided by, in pixels
-) -> tuple[float,float,float]: # IoU, contour accuracy, location score
+    gt: Runs,  # The true mask
+    pred: Runs,  # The predicted mask, of the same size
+    diagonal: float,  # Length that distances are divided by, in pixels
+) -> tuple[float, float, float]:  # IoU, contour accuracy, location score
     "The three scores of one observation (method, Scores)"
     size = gt.height, gt.width
-    if size!=(pred.height, pred.width):
+    if size != (pred.height, pred.width):
         raise MaskError(f'the predicted mask is {pred.height}×{pred.width}, the ground truth {gt.height}×{gt.width}')
     extents = runs_extent(gt), runs_extent(pred)
     (gx, gy), (px, py) = (_midpoint(e, *size) for e in extents)
-    location = math.sqrt((gx-px)**2 + (gy-py)**2)/diagonal
-    if extents==(None, None): return 1., 1., location
+    location = math.sqrt((gx - px) ** 2 + (gy - py) ** 2) / diagonal
+    if extents == (None, None):
+        return 1.0, 1.0, location
     window = _window([e for e in extents if e], *size)
     g, p = window.pack(gt), window.pack(pred)
-    return (g & p).bit_count()/((g | p).bit_count()+1e-7), _f_measure(window, g, p), location
+    return (g & p).bit_count() / ((g | p).bit_count() + 1e-7), _f_measure(window, g, p), location
 
 # %% ../nbs/02_metrics.ipynb #cell024
 PROTOCOLS = ('omama', 'official')
-OFFICIAL_SIDE = 480 # Longer side, in pixels, at which Ego-Exo4D evaluates
+OFFICIAL_SIDE = 480  # Longer side, in pixels, at which Ego-Exo4D evaluates
 
-def official_size(size:tuple[int,int]) -> tuple[int,int]:
+
+def official_size(size: tuple[int, int]) -> tuple[int, int]:
     "Height and width at which Ego-Exo4D evaluates a mask of this height and width"
-    ratio = 1/max(size)*OFFICIAL_SIDE
-    return int(size[0]*ratio), int(size[1]*ratio)
+    ratio = 1 / max(size) * OFFICIAL_SIDE
+    return int(size[0] * ratio), int(size[1] * ratio)
 
-def _common_size(gt:Runs, pred:Runs, protocol:str, resize:bool=False) -> tuple[Runs,Runs,float]:
+
+def _common_size(gt: Runs, pred: Runs, protocol: str, resize: bool = False) -> tuple[Runs, Runs, float]:
     "Truth and prediction at the size of comparison, and the diagonal"
     size = pred.height, pred.width
-    if protocol=='omama': return resize_runs(gt, size), pred, math.sqrt(size[0]**2+size[1]**2)
+    if protocol == 'omama':
+        return resize_runs(gt, size), pred, math.sqrt(size[0] ** 2 + size[1] ** 2)
     expected = official_size((gt.height, gt.width))
-    if resize: pred = resize_runs(pred, expected)
-    elif size!=expected:
-        raise MaskError(f"pred_mask is {size[0]}×{size[1]}; the official protocol needs {expected[0]}×{expected[1]}: "
-                        "resize=True (--resize) brings it there, or use the protocol 'omama'")
-    return resize_runs(gt, expected), pred, math.sqrt(2*OFFICIAL_SIDE**2)
-
+    if resize:
+        pred = resize_runs(pred, expected)
+    elif size != expected:
+        raise MaskError(
+            f"pred_mask is {size[0]}×{size[1]}; the official protocol needs {expected[0]}×{expected[1]}: "
+            "resize=True (--resize) brings it there, or use the protocol 'omama'"
+        )
+    return resize_runs(gt, expected), pred, math.sqrt(2 * OFFICIAL_SIDE**2)
 
 # %% ../nbs/02_metrics.ipynb #cell027
 def _field(content, key, kind, what):
     "`content[key]`, checked to be there and of a kind"
-    if not isinstance(content, dict): raise DataError(f'{what} must be a JSON object, not {type(content).__name__}')
-    if key not in content: raise DataError(f'{what} has no {key!r}')
-    if not isinstance(content[key], kind): raise DataError(f'{key!r} must be a JSON {"object" if kind is dict else "list"}, not {type(content[key]).__name__}')
+    if not isinstance(content, dict):
+        raise DataError(f'{what} must be a JSON object, not {type(content).__name__}')
+    if key not in content:
+        raise DataError(f'{what} has no {key!r}')
+    if not isinstance(content[key], kind):
+        raise DataError(
+            f'{key!r} must be a JSON {"object" if kind is dict else "list"}, not {type(content[key]).__name__}'
+        )
     return content[key]
 
+
 def read_confidence(
-    value # A number, or a list of one number as the report's files have it
+    value,  # A number, or a list of one number as the report's files have it
 ) -> float:
     "A prediction's confidence; `DataError` for anything that is not one finite number"
     if isinstance(value, list):
-        if len(value)!=1: raise DataError(f'confidence must be one number, not a list of {len(value)}')
+        if len(value) != 1:
+            raise DataError(f'confidence must be one number, not a list of {len(value)}')
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise DataError(f'confidence must be a number, not {value!r:.40}')
-    if not math.isfinite(value): raise DataError(f'confidence must be a finite number, not {value}')
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(f'confidence must be a number, not {value!r:.40}')
+    if not math.isfinite(value):
+        raise DataError(f'confidence must be a finite number, not {value}')
     return float(value)
 
 # %% ../nbs/02_metrics.ipynb #cell030
 def _cameras(content, kind) -> dict:
     "What an object has by camera, checked"
-    if not isinstance(content, dict): raise DataError(f'an object must be a JSON object by camera, not {type(content).__name__}')
-    for camera in content: _field(content, camera, kind, 'the object')
+    if not isinstance(content, dict):
+        raise DataError(f'an object must be a JSON object by camera, not {type(content).__name__}')
+    for camera in content:
+        _field(content, camera, kind, 'the object')
     return content
 
+# %% ../nbs/02_metrics.ipynb #197bf395
 def observations(
-    annotations:dict,      # `annotations` of a ground-truth file (method, Predictions)
-    direction:Direction,   # Which view is the source
-    protocol:str='omama'   # 'omama' or 'official': whose order
+    annotations: dict,  # `annotations` of a ground-truth file (method, Predictions)
+    direction: Direction,  # Which view is the source
+    protocol: str = 'omama',  # 'omama' or 'official': whose order
 ):
     "Yields (take, object, source_cam, dest_cam, frame, true RLE or `None`), in the reference's order"
-    ordered = sorted if (direction, protocol)==(Direction.exo2ego, 'omama') else list
-    for take,content in annotations.items():
-        masks, looked_at = (_field(content, k, dict, f'take {take} of the ground truth') for k in ('masks', 'annotated_frames'))
+    ordered = sorted if (direction, protocol) == (Direction.exo2ego, 'omama') else list
+    for take, content in annotations.items():
+        masks, looked_at = (
+            _field(content, k, dict, f'take {take} of the ground truth') for k in ('masks', 'annotated_frames')
+        )
         for obj in ordered(masks):
-            try: cameras, seen = _cameras(masks[obj], dict), _cameras(looked_at.get(obj, {}), list)
-            except DataError as e: raise e.at(take=take, object=obj) from None
-            for source in (c for c in cameras if view_of(c)==direction.source):
-                for dest in (c for c in seen if view_of(c)==direction.dest):
+            try:
+                cameras, seen = _cameras(masks[obj], dict), _cameras(looked_at.get(obj, {}), list)
+            except DataError as e:
+                raise e.at(take=take, object=obj) from None
+            for source in (c for c in cameras if view_of(c) == direction.source):
+                for dest in (c for c in seen if view_of(c) == direction.dest):
                     annotated = {str(f) for f in seen[dest]}
                     for frame in ordered(cameras[source]):
-                        if not is_frame(frame): raise DataError('a frame must be a whole number', take=take, object=obj, camera=source, frame=f'{frame:.20}')
-                        if frame in annotated: yield take, obj, source, dest, frame, cameras.get(dest, {}).get(frame)
+                        if not is_frame(frame):
+                            raise DataError(
+                                'a frame must be a whole number',
+                                take=take,
+                                object=obj,
+                                camera=source,
+                                frame=f'{frame:.20}',
+                            )
+                        if frame in annotated:
+                            yield take, obj, source, dest, frame, cameras.get(dest, {}).get(frame)
 
 # %% ../nbs/02_metrics.ipynb #cell033
-def _check_names(results:dict, known:dict):
+def _check_names(results: dict, known: dict):
     "Refuse predictions for takes or objects that the ground truth lacks; `known` holds its objects by take"
-    for take,content in results.items():
-        if take not in known: raise DataError('the predictions hold a take that the ground truth lacks', take=take)
+    for take, content in results.items():
+        if take not in known:
+            raise DataError('the predictions hold a take that the ground truth lacks', take=take)
         for obj in _field(content, 'masks', dict, f'take {take} of the predictions'):
-            if obj not in known[take]: raise DataError('the predictions hold an object that the ground truth lacks', take=take, object=obj)
+            if obj not in known[take]:
+                raise DataError('the predictions hold an object that the ground truth lacks', take=take, object=obj)
 
-def _is_answered(results:dict, take, obj, source, dest, frame) -> bool:
+
+def _is_answered(results: dict, take, obj, source, dest, frame) -> bool:
     "Whether a file says anything about an observation"
-    try: entries = results[take]['masks'][obj][f'{source}_{dest}']
-    except KeyError: return False
-    except TypeError: return True
+    try:
+        entries = results[take]['masks'][obj][f'{source}_{dest}']
+    except KeyError:
+        return False
+    except TypeError:
+        return True
     return frame in entries if isinstance(entries, dict) else True
 
-def _prediction(results:dict, take, obj, source, dest, frame) -> tuple[Runs,float]:
+# %% ../nbs/02_metrics.ipynb #02c44c19
+def _prediction(results: dict, take, obj, source, dest, frame) -> tuple[Runs, float]:
     "The predicted mask and confidence of one observation"
-    try: entry = results[take]['masks'][obj][f'{source}_{dest}'][frame]
-    except (KeyError, TypeError): raise DataError('the predictions lack this pair') from None
-    if not isinstance(entry, dict): raise DataError(f"a prediction must be a JSON object with 'pred_mask' and 'confidence', not {type(entry).__name__}")
+    try:
+        entry = results[take]['masks'][obj][f'{source}_{dest}'][frame]
+    except (KeyError, TypeError):
+        raise DataError('the predictions lack this pair') from None
+    if not isinstance(entry, dict):
+        raise DataError(
+            f"a prediction must be a JSON object with 'pred_mask' and 'confidence', not {type(entry).__name__}"
+        )
     for key in ('pred_mask', 'confidence'):
-        if key not in entry: raise DataError(f'the prediction has no {key!r}')
+        if key not in entry:
+            raise DataError(f'the prediction has no {key!r}')
     return rle_runs(entry['pred_mask']), read_confidence(entry['confidence'])
 
 # %% ../nbs/02_metrics.ipynb #cell036
-CONFIDENCE_THRESHOLD = .5 # Over it, the object is predicted to exist (method, Scores)
+CONFIDENCE_THRESHOLD = 0.5  # Over it, the object is predicted to exist (method, Scores)
+
 
 def balanced_accuracy(
-    truth, # bool [N]
-    guess  # bool [N]
+    truth,  # bool [N]
+    guess,  # bool [N]
 ) -> float:
     "Mean recall over the classes that occur in the truth"
     truth, guess = np.asarray(truth, bool), np.asarray(guess, bool)
-    return float(np.mean([(guess[truth==c]==c).mean() for c in (False, True) if (truth==c).any()]))
+    return float(np.mean([(guess[truth == c] == c).mean() for c in (False, True) if (truth == c).any()]))
+
 
 def summarize(
-    obs:pd.DataFrame # Rows of `Evaluation.observations`
-) -> dict:           # iou, iou_std, shape_acc, location_score, balanced_acc, n, n_visible
+    obs: pd.DataFrame,  # Rows of `Evaluation.observations`
+) -> dict:  # iou, iou_std, shape_acc, location_score, balanced_acc, n, n_visible
     "The benchmark's numbers for some observations; NaN where no object is visible"
     seen = obs[obs.exists_gt]
     mean = lambda column: float(np.mean(seen[column].to_numpy())) if len(seen) else math.nan
-    return dict(iou=mean('iou'), iou_std=float(np.std(seen.iou.to_numpy())) if len(seen) else math.nan, shape_acc=mean('shape_acc'),
-                location_score=mean('location_score'), balanced_acc=balanced_accuracy(obs.exists_gt, obs.exists_pred),
-                n=len(obs), n_visible=len(seen))
+    return dict(
+        iou=mean('iou'),
+        iou_std=float(np.std(seen.iou.to_numpy())) if len(seen) else math.nan,
+        shape_acc=mean('shape_acc'),
+        location_score=mean('location_score'),
+        balanced_acc=balanced_accuracy(obs.exists_gt, obs.exists_pred),
+        n=len(obs),
+        n_visible=len(seen),
+    )
 
 # %% ../nbs/02_metrics.ipynb #cell038
 @dataclass
 class Evaluation:
     "What `evaluate` gives: the benchmark's numbers and the observations behind them"
-    summary:dict              # `summarize` of all observations
-    observations:pd.DataFrame # A row per observation
-    direction:Direction
-    protocol:str
-    unanswered:list = field(default_factory=list) # (take, object, source, dest, frame) that a partial file leaves out
-    unasked:int = 0           # Answers of a partial file that the ground truth does not ask for
 
-    def save(self, path:str|Path):
+    summary: dict  # `summarize` of all observations
+    observations: pd.DataFrame  # A row per observation
+    direction: Direction
+    protocol: str
+    unanswered: list = field(default_factory=list)  # (take, object, source, dest, frame) that a partial file leaves out
+    unasked: int = 0  # Answers of a partial file that the ground truth does not ask for
+
+    def save(self, path: str | Path):
         "Write summary and observations as JSON"
         table = json.loads(self.observations.to_json(orient='split', index=False, double_precision=15))
-        write_json(path, dict(direction=str(self.direction), protocol=self.protocol,
-                              summary={k: None if v!=v else v for k,v in self.summary.items()}, observations=table))
+        write_json(
+            path,
+            dict(
+                direction=str(self.direction),
+                protocol=self.protocol,
+                summary={k: None if v != v else v for k, v in self.summary.items()},
+                observations=table,
+            ),
+        )
 
     @classmethod
-    def load(cls, path:str|Path) -> 'Evaluation':
+    def load(cls, path: str | Path) -> 'Evaluation':
         "Read what `save` wrote"
         content = read_json(path)
         try:
             obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
-            obs = obs.astype({'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float))
+            obs = obs.astype(
+                {'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float)
+            )
             scores = obs[['iou', 'shape_acc', 'location_score']]
-            right = not ((scores<0) | (scores>2)).any(axis=None) and np.isfinite(obs.confidence).all()
-            right = right and list(obs)==COLUMNS and obs.exists_gt.dtype==obs.exists_pred.dtype==bool and content['protocol'] in PROTOCOLS
+            right = not ((scores < 0) | (scores > 2)).any(axis=None) and np.isfinite(obs.confidence).all()
+            right = (
+                right
+                and list(obs) == COLUMNS
+                and obs.exists_gt.dtype == obs.exists_pred.dtype == bool
+                and content['protocol'] in PROTOCOLS
+            )
             direction = Direction(content['direction'])
-        except (KeyError, TypeError, ValueError, EgoExoError): right = False
-        if not right: raise DataError('is not an evaluation that was saved here', file=path)
+        except (KeyError, TypeError, ValueError, EgoExoError):
+            right = False
+        if not right:
+            raise DataError('is not an evaluation that was saved here', file=path)
         return cls(summarize(obs), obs, direction, content['protocol'])
 
 # %% ../nbs/02_metrics.ipynb #cell040
-COLUMNS = ['take', 'object', 'source_cam', 'dest_cam', 'frame', 'exists_gt', 'exists_pred', 'confidence',
-           'iou', 'shape_acc', 'location_score', 'area_gt', 'area_pred', 'height', 'width']
+COLUMNS = [
+    'take',
+    'object',
+    'source_cam',
+    'dest_cam',
+    'frame',
+    'exists_gt',
+    'exists_pred',
+    'confidence',
+    'iou',
+    'shape_acc',
+    'location_score',
+    'area_gt',
+    'area_pred',
+    'height',
+    'width',
+]
 
-def _row(gt:Runs|None, pred:Runs, confidence:float, protocol:str, resize:bool=False) -> tuple:
+
+def _row(gt: Runs | None, pred: Runs, confidence: float, protocol: str, resize: bool = False) -> tuple:
     "The scores of one observation, in the order of `COLUMNS`"
-    there, size = confidence>CONFIDENCE_THRESHOLD, (pred.height, pred.width)
-    if gt is None: return False, there, confidence, math.nan, math.nan, math.nan, 0, pred.area, *size
+    there, size = confidence > CONFIDENCE_THRESHOLD, (pred.height, pred.width)
+    if gt is None:
+        return False, there, confidence, math.nan, math.nan, math.nan, 0, pred.area, *size
     gt, pred, diagonal = _common_size(gt, pred, protocol, resize)
     size = pred.height, pred.width
     return True, there, confidence, *compare(gt, pred, diagonal), gt.area, pred.area, *size
 
+# %% ../nbs/02_metrics.ipynb #e41e05b7
 @contextmanager
 def _placed(**where):
     "Errors of this block say where they happened"
-    try: yield
-    except EgoExoError as e: raise e.at(**where) from None
+    try:
+        yield
+    except EgoExoError as e:
+        raise e.at(**where) from None
+
 
 class JsonFile(NamedTuple):
     "Parsed JSON that still knows its file: read once, scored often"
-    content:dict
-    file:str|Path|None=None # `None` for what never was a file
+
+    content: dict
+    file: str | Path | None = None  # `None` for what never was a file
+
 
 def open_json(
-    source:str|Path|dict|JsonFile # A file, its parsed JSON, or both
+    source: str | Path | dict | JsonFile,  # A file, its parsed JSON, or both
 ) -> JsonFile:
     "The parsed JSON of a source"
-    if isinstance(source, JsonFile): return source
+    if isinstance(source, JsonFile):
+        return source
     return JsonFile(source) if isinstance(source, dict) else JsonFile(read_json(source), source)
 
-def _content(source, keys:list) -> JsonFile:
+
+def _content(source, keys: list) -> JsonFile:
     "Follow `keys` into a source's JSON"
     content, file = open_json(source)
     with _placed(file=file):
-        for key in keys: content = _field(content, key, dict, 'the file' if key==keys[0] else repr(keys[0]))
+        for key in keys:
+            content = _field(content, key, dict, 'the file' if key == keys[0] else repr(keys[0]))
     return JsonFile(content, file)
 
+# %% ../nbs/02_metrics.ipynb #a337770c
 def _read_from(file, rows):
     "The same rows; errors in making them name the file"
-    with _placed(file=file): yield from rows
+    with _placed(file=file):
+        yield from rows
 
 # %% ../nbs/02_metrics.ipynb #cell041
-def _sources(gt, pred, direction:Direction) -> tuple[JsonFile,JsonFile]:
+def _sources(gt, pred, direction: Direction) -> tuple[JsonFile, JsonFile]:
     "The takes of ground truth and of predictions, which know each other's names"
     truth, answers = _content(gt, ['annotations']), _content(pred, [direction.results_key, 'results'])
     with _placed(file=truth.file):
-        known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t,a in truth.content.items()}
-    with _placed(file=answers.file): _check_names(answers.content, known)
+        known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t, a in truth.content.items()}
+    with _placed(file=answers.file):
+        _check_names(answers.content, known)
     return truth, answers
 
-def _count_answers(results:dict) -> int:
+
+def _count_answers(results: dict) -> int:
     "Answers in a file, whatever they are about"
     objects = [cameras for take in results.values() for cameras in take['masks'].values() if isinstance(cameras, dict)]
     return sum(len(frames) for cameras in objects for frames in cameras.values() if isinstance(frames, dict))
 
-
 # %% ../nbs/02_metrics.ipynb #4372eb0c
 def evaluate(
-    gt:str|Path|dict|JsonFile,     # Ground truth: a file, its parsed JSON (method, Predictions), or both
-    pred:str|Path|dict|JsonFile,   # Predictions, likewise
-    direction:str='exo2ego',       # 'exo2ego' or 'ego2exo'
-    protocol:str='omama',          # 'omama': ground truth at the prediction's size; 'official': both at 480 pixels
-    resize:bool=False,             # 'official': bring predictions of another size there
-    partial:bool=False             # Score the pairs that are answered; `unanswered` holds the others
-) -> Evaluation:                   # `.summary` and `.observations`
+    gt: str | Path | dict | JsonFile,  # Ground truth: a file, its parsed JSON (method, Predictions), or both
+    pred: str | Path | dict | JsonFile,  # Predictions, likewise
+    direction: str = 'exo2ego',  # 'exo2ego' or 'ego2exo'
+    protocol: str = 'omama',  # 'omama': ground truth at the prediction's size; 'official': both at 480 pixels
+    resize: bool = False,  # 'official': bring predictions of another size there
+    partial: bool = False,  # Score the pairs that are answered; `unanswered` holds the others
+) -> Evaluation:  # `.summary` and `.observations`
     "Score predictions against ground truth; any `EgoExoError` names file, take, object, cameras and frame"
     from tqdm import tqdm
+
     direction = Direction(direction)
-    if protocol not in PROTOCOLS: raise ArgumentError(f"protocol must be 'omama' or 'official', not {protocol!r}")
+    if protocol not in PROTOCOLS:
+        raise ArgumentError(f"protocol must be 'omama' or 'official', not {protocol!r}")
     (annotations, gt_file), (results, pred_file) = _sources(gt, pred, direction)
     rows, unanswered = [], []
     asked = _read_from(gt_file, observations(annotations, direction, protocol))
-    for *pair,frame,true_rle in tqdm(asked, unit='pair', disable=None, leave=False):
-        if partial and not _is_answered(results, *pair, frame): unanswered.append((*pair, int(frame))); continue
+    for *pair, frame, true_rle in tqdm(asked, unit='pair', disable=None, leave=False):
+        if partial and not _is_answered(results, *pair, frame):
+            unanswered.append((*pair, int(frame)))
+            continue
         place = dict(take=pair[0], object=pair[1], camera=f'{pair[2]} → {pair[3]}', frame=frame)
-        with _placed(file=gt_file, **place): gt = None if true_rle is None else rle_runs(true_rle)
-        with _placed(file=pred_file, **place): row = _row(gt, *_prediction(results, *pair, frame), protocol, resize)
+        with _placed(file=gt_file, **place):
+            gt = None if true_rle is None else rle_runs(true_rle)
+        with _placed(file=pred_file, **place):
+            row = _row(gt, *_prediction(results, *pair, frame), protocol, resize)
         rows.append((*pair, int(frame), *row))
     if unanswered and not rows:
         raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=pred_file)
-    if not rows: raise DataError(f'the ground truth holds no observation for {direction}: no frame is annotated in both views', file=gt_file)
+    if not rows:
+        raise DataError(
+            f'the ground truth holds no observation for {direction}: no frame is annotated in both views', file=gt_file
+        )
     table = pd.DataFrame(rows, columns=COLUMNS)
-    unasked = _count_answers(results)-len(rows) if partial else 0
+    unasked = _count_answers(results) - len(rows) if partial else 0
     return Evaluation(summarize(table), table, direction, protocol, unanswered, unasked)
 
 # %% ../nbs/02_metrics.ipynb #cell058
-CHALLENGE_RESTS = ('The challenge was not held in 2026 and its hosts are moving from EvalAI to CodaBench: '
-                   'ask them before you upload.')
+CHALLENGE_RESTS = (
+    'The challenge was not held in 2026 and its hosts are moving from EvalAI to CodaBench: ask them before you upload.'
+)
 
-def _official_sizes(content:dict) -> dict: # Camera → (height, width)
+
+def _official_sizes(content: dict) -> dict:  # Camera → (height, width)
     "The official size of a take's cameras: by a mask of each, else by `sizes`, which a take may have"
     sizes = dict(content.get('sizes', {}))
-    for obj,cameras in content['masks'].items():
-        for camera,frames in cameras.items():
+    for obj, cameras in content['masks'].items():
+        for camera, frames in cameras.items():
             first = next(iter(frames.values()), None)
-            if first is None: continue
-            with _placed(object=obj, camera=camera): sizes[camera] = rle_runs(first)[:2]
-    return {camera: official_size(size) for camera,size in sizes.items()}
+            if first is None:
+                continue
+            with _placed(object=obj, camera=camera):
+                sizes[camera] = rle_runs(first)[:2]
+    return {camera: official_size(size) for camera, size in sizes.items()}
 
-def _check_take(content:dict):
+
+def _check_take(content: dict):
     "Refuse a take of the ground truth whose tables are none"
     looked_at = _field(content, 'annotated_frames', dict, 'the take') if 'annotated_frames' in content else {}
-    for obj,cameras in content['masks'].items():
+    for obj, cameras in content['masks'].items():
         with _placed(object=obj):
             _cameras(cameras, dict)
             _cameras(looked_at.get(obj, {}), list)
     _official_sizes(content)
 
-def _asked(content:dict, direction:Direction):
+# %% ../nbs/02_metrics.ipynb #e02f8107
+def _asked(content: dict, direction: Direction):
     "Yields (object, source, dest, frame, scored) of a take; frame `None` where the source never has the object"
-    for obj,cameras in content['masks'].items():
+    for obj, cameras in content['masks'].items():
         looked_at = content.get('annotated_frames', {}).get(obj)
         known = list(cameras | (looked_at or {}))
-        for source in (c for c in known if view_of(c)==direction.source):
-            for dest in (c for c in known if view_of(c)==direction.dest):
+        for source in (c for c in known if view_of(c) == direction.source):
+            for dest in (c for c in known if view_of(c) == direction.dest):
                 scored = None if looked_at is None else {str(f) for f in looked_at.get(dest, ())}
                 frames = cameras.get(source) or [None]
                 yield from ((obj, source, dest, f, f is not None and (scored is None or f in scored)) for f in frames)
 
-@lru_cache(64)
-def _absent(size:tuple[int,int]) -> dict:
-    "What is said of an object that is not there"
-    return {'pred_mask': rle_encode(np.zeros(size, bool)), 'confidence': 0.}
 
+@lru_cache(64)
+def _absent(size: tuple[int, int]) -> dict:
+    "What is said of an object that is not there"
+    return {'pred_mask': rle_encode(np.zeros(size, bool)), 'confidence': 0.0}
 
 # %% ../nbs/02_metrics.ipynb #cell059
-def _official_take(take:str, content:dict, results:dict, direction:Direction, counts:dict) -> dict:
+def _official_take(take: str, content: dict, results: dict, direction: Direction, counts: dict) -> dict:
     "A take's answers as the challenge takes them; `counts` counts them, and keeps scored pairs that have none"
-    with _placed(take=take): sizes, masks = _official_sizes(content), {obj: {} for obj in content['masks']}
-    for obj,source,dest,frame,scored in _asked(content, direction):
+    with _placed(take=take):
+        sizes, masks = _official_sizes(content), {obj: {} for obj in content['masks']}
+    for obj, source, dest, frame, scored in _asked(content, direction):
         entries = masks[obj].setdefault(f'{source}_{dest}', {})
-        if frame is None: continue
+        if frame is None:
+            continue
         place = dict(take=take, object=obj, camera=f'{source} → {dest}', frame=frame)
         if dest not in sizes:
-            raise DataError("no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}", **place)
+            raise DataError(
+                "no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}", **place
+            )
         if _is_answered(results, take, obj, source, dest, frame):
-            with _placed(**place): runs, confidence = _prediction(results, take, obj, source, dest, frame)
+            with _placed(**place):
+                runs, confidence = _prediction(results, take, obj, source, dest, frame)
             entries[frame] = {'pred_mask': rle_from_runs(resize_runs(runs, sizes[dest])), 'confidence': confidence}
             counts['given'] += 1
         else:
             entries[frame] = _absent(sizes[dest])
             counts['absent'] += 1
-            if scored: counts['missing'].append(place)
+            if scored:
+                counts['missing'].append(place)
     frames = {int(f) for cameras in content['masks'].values() for of_camera in cameras.values() for f in of_camera}
     return {'masks': masks, 'subsample_idx': content.get('subsample_idx') or sorted(frames)}
-
 
 # %% ../nbs/02_metrics.ipynb #42d4c878
 class Submission(NamedTuple):
     "Both directions as the challenge takes them"
-    content:dict # {'ego-exo': {version, challenge, results}, 'exo-ego': …}
-    given:int    # Answers of the files
-    absent:int   # Filled in: an empty mask, confidence 0
-    unasked:int  # Answers that nobody asks for, left out
+
+    content: dict  # {'ego-exo': {version, challenge, results}, 'exo-ego': …}
+    given: int  # Answers of the files
+    absent: int  # Filled in: an empty mask, confidence 0
+    unasked: int  # Answers that nobody asks for, left out
 
     def __str__(self):
         filled = f'{self.absent:,} filled in as absent'
         return f'{self.given:,} answers, {filled}, {self.unasked:,} that nobody asks for left out'
 
+# %% ../nbs/02_metrics.ipynb #7faf8ce2
 def submission(
-    ego2exo:str|Path|dict, # Predictions in ego2exo: a file or its parsed JSON
-    exo2ego:str|Path|dict, # Predictions in exo2ego
-    truth:str|Path|dict,   # Ground truth of the whole split: what is asked
-    fill:bool=False        # Call scored pairs without an answer absent
+    ego2exo: str | Path | dict,  # Predictions in ego2exo: a file or its parsed JSON
+    exo2ego: str | Path | dict,  # Predictions in exo2ego
+    truth: str | Path | dict,  # Ground truth of the whole split: what is asked
+    fill: bool = False,  # Call scored pairs without an answer absent
 ) -> Submission:
     "Both directions by the challenge's rules; malformed predictions are refused as in `evaluate`"
     truth, content, counts = open_json(truth), {}, dict(given=0, absent=0, missing=[])
     unasked = 0
-    for d,pred in ((Direction.ego2exo, ego2exo), (Direction.exo2ego, exo2ego)):
+    for d, pred in ((Direction.ego2exo, ego2exo), (Direction.exo2ego, exo2ego)):
         (takes, _), (results, file) = _sources(truth, pred, d)
-        for take,asked in takes.items():
-            with _placed(file=truth.file, take=take): _check_take(asked)
-        with _placed(file=file): done = {t: _official_take(t, takes[t], results, d, counts) for t in takes}
+        for take, asked in takes.items():
+            with _placed(file=truth.file, take=take):
+                _check_take(asked)
+        with _placed(file=file):
+            done = {t: _official_take(t, takes[t], results, d, counts) for t in takes}
         content[d.results_key] = {'version': 'xx', 'challenge': 'xx', 'results': done}
         unasked += _count_answers(results)
         if counts['missing'] and not fill:
-            raise DataError(f"{len(counts['missing']):,} scored pairs have no answer, this one first: answer them, "
-                            'or fill=True (--fill) calls them absent', file=file, **counts['missing'][0])
-    return Submission(content, counts['given'], counts['absent'], unasked-counts['given'])
+            raise DataError(
+                f"{len(counts['missing']):,} scored pairs have no answer, this one first: answer them, "
+                'or fill=True (--fill) calls them absent',
+                file=file,
+                **counts['missing'][0],
+            )
+    return Submission(content, counts['given'], counts['absent'], unasked - counts['given'])
