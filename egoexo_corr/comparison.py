@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+# %% ../nbs/15b_comparison.ipynb #5c02b9f2
 from .core import ArgumentError, DataError, Direction, FileError, atomic_path, view_of
 from .metrics import JsonFile, open_json
 from egoexo_corr.report import (
@@ -56,7 +58,7 @@ def _direction_of(predictions: JsonFile, wanted: str | None) -> Direction:
 
 
 def _check_annotations(path: Path, root: Path, split: str):
-    "`DataError` if a root's annotations are others now than when predictions were made; where nobody noted them, nobody knows"
+    "`DataError` if a root's annotations changed after predictions were made; where nobody noted them, nobody knows"
     from egoexo_corr.dataset import annotation_digest, read_note, what_changed
 
     then = read_note(path).get(split, {}).get('annotation', {})
@@ -100,9 +102,8 @@ def find_run(
     if path.is_dir():
         return _trained_files(path, gt, split)
     if not path.is_file():
-        raise FileError(
-            f'there is no such run, and no archived one of this name ({", ".join(archived_keys())})', file=path
-        )
+        names = ', '.join(archived_keys())
+        raise FileError(f'there is no such run, and no archived one of this name ({names})', file=path)
     predictions = open_json(path)
     direction = _direction_of(predictions, direction)
     if gt is None:
@@ -401,7 +402,7 @@ th {{vertical-align: top}} img {{max-width: 100%}} .wide {{overflow-x: auto}}
 </style>
 {body}"""
 
-
+# %% ../nbs/15b_comparison.ipynb #7e8e1ded
 def to_page(comparison: Comparison) -> str:  # HTML that needs no other file
     "A comparison as a page: what was compared, tables, figure"
     import base64, html, io

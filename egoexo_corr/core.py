@@ -81,21 +81,6 @@ class JobReport:
         for name in self.counts:
             setattr(self, name, 0)
 
-    def report(self, problem: EgoExoError):
-        "Note a problem, or raise it if strict"
-        if self.strict:
-            raise problem
-        self.problems.append(problem)
-
-    def note(self, message: str, **where):
-        "Note something to know"
-        self.notes.append(str(EgoExoError(message, **where)))
-
-    def add(self, other: 'JobReport'):
-        "Count what another process, or another part of the job, did"
-        for name in ('problems', 'notes', *self.counts):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     def words(self) -> str:
         "The counts in words"
         return ', '.join(f'{getattr(self, name)} {name}' for name in self.counts)
@@ -106,6 +91,27 @@ class JobReport:
         return '\n'.join([first] + [f'- {p}' for p in self.problems] + [f'note: {m}' for m in self.notes])
 
     __repr__ = __str__
+
+# %% ../nbs/00_core.ipynb #f0393ebd
+@patch
+def report(self: JobReport, problem: EgoExoError):
+    "Note a problem, or raise it if strict"
+    if self.strict:
+        raise problem
+    self.problems.append(problem)
+
+
+@patch
+def note(self: JobReport, message: str, **where):
+    "Note something to know"
+    self.notes.append(str(EgoExoError(message, **where)))
+
+
+@patch
+def add(self: JobReport, other: JobReport):
+    "Count what another process, or another part of the job, did"
+    for name in ('problems', 'notes', *self.counts):
+        setattr(self, name, getattr(self, name) + getattr(other, name))
 
 # %% ../nbs/00_core.ipynb #5efb77f9
 def differences(
@@ -139,20 +145,23 @@ class Direction(str, Enum):
         "'ego' or 'exo': the view that is searched"
         return self.value[4:]
 
-    @property
-    def results_key(self) -> str:
-        "The key in prediction and submission files, e.g. 'exo-ego'"
-        return f'{self.source}-{self.dest}'
+# %% ../nbs/00_core.ipynb #4af572e7
+@patch(as_prop=True)
+def results_key(self: Direction) -> str:
+    "The key in prediction and submission files, e.g. 'exo-ego'"
+    return f'{self.source}-{self.dest}'
 
-    @property
-    def pairs_key(self) -> str:
-        "The word in names of pair files, e.g. 'exoego'"
-        return f'{self.source}{self.dest}'
 
-    @property
-    def reverse(self) -> bool:
-        "What the reference implementation calls `--reverse`"
-        return self.source == 'exo'
+@patch(as_prop=True)
+def pairs_key(self: Direction) -> str:
+    "The word in names of pair files, e.g. 'exoego'"
+    return f'{self.source}{self.dest}'
+
+
+@patch(as_prop=True)
+def reverse(self: Direction) -> bool:
+    "What the reference implementation calls `--reverse`"
+    return self.source == 'exo'
 
 # %% ../nbs/00_core.ipynb #cell016
 def view_of(camera: str) -> str:  # 'ego' or 'exo'
@@ -220,7 +229,7 @@ def _held(path: Path):
 def atomic_path(
     path: str | Path,  # The file to make or replace; missing folders are made
 ):
-    "Yields a temporary path to write to, which becomes `path` when the block ends well, and is removed when it fails; `FileError` where the disk refuses"
+    "A temporary path, which becomes `path` if the block ends well, else is removed; `FileError` if the disk refuses"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.tmp')
     try:
@@ -287,7 +296,7 @@ def _reading(path: str | Path):
 def read_json(
     path: str | Path,  # A JSON file
 ):
-    "The parsed content of a JSON file; raises `FileError` for a missing, empty, truncated or binary file, a folder or a device"
+    "The parsed content of a JSON file; `FileError` if it is missing, empty, truncated, binary, a folder or a device"
     with _reading(path):
         text = Path(path).read_text(encoding='utf-8')
         if not text.strip():
@@ -341,11 +350,8 @@ class JsonText:
     ):
         self.path, self.piece, self.decode = Path(path), piece, json.JSONDecoder().raw_decode
         self.text, self.at = '', 0  # A part of the file, and what of it was taken off
-        self.before, self.lines, self.column = (
-            0,
-            0,
-            0,
-        )  # What went before the part: characters, whole lines, characters of the line after them
+        # What went before the part: characters, whole lines, characters of the line after them
+        self.before, self.lines, self.column = 0, 0, 0
         with _reading(path):
             self.file = open(path, encoding='utf-8')
 
@@ -355,23 +361,27 @@ class JsonText:
     def __exit__(self, *_):
         self.file.close()
 
-    def more(self) -> bool:  # Whether there was more
-        "Let go of what was taken off, and read on"
-        with _reading(self.path):
-            new = self.file.read(max(self.piece, len(self.text) - self.at))
-        last = self.text.rfind('\n', 0, self.at)
-        self.column = self.column + self.at if last < 0 else self.at - last - 1
-        self.lines += self.text.count('\n', 0, self.at)
-        self.before += self.at
-        self.text, self.at = self.text[self.at :] + new, 0
-        return new != ''
+# %% ../nbs/00_core.ipynb #2c646126
+@patch
+def more(self: JsonText) -> bool:  # Whether there was more
+    "Let go of what was taken off, and read on"
+    with _reading(self.path):
+        new = self.file.read(max(self.piece, len(self.text) - self.at))
+    last = self.text.rfind('\n', 0, self.at)
+    self.column = self.column + self.at if last < 0 else self.at - last - 1
+    self.lines += self.text.count('\n', 0, self.at)
+    self.before += self.at
+    self.text, self.at = self.text[self.at :] + new, 0
+    return new != ''
 
-    def wrong(self, what: str, at: int) -> FileError:
-        "An error at a place of the part"
-        last = self.text.rfind('\n', 0, at)
-        line, column = self.lines + self.text.count('\n', 0, at) + 1, at - last if last >= 0 else self.column + at + 1
-        place = f'line {line} column {column} (char {self.before + at})'
-        return FileError(f'not valid JSON ({what}: {place}); is it truncated?', file=self.path)
+
+@patch
+def wrong(self: JsonText, what: str, at: int) -> FileError:
+    "An error at a place of the part"
+    last = self.text.rfind('\n', 0, at)
+    line, column = self.lines + self.text.count('\n', 0, at) + 1, at - last if last >= 0 else self.column + at + 1
+    place = f'line {line} column {column} (char {self.before + at})'
+    return FileError(f'not valid JSON ({what}: {place}); is it truncated?', file=self.path)
 
 # %% ../nbs/00_core.ipynb #fd28b609
 _BLANK = re.compile(r'[ \t\n\r]*')
@@ -560,18 +570,9 @@ def _unheard(signum: int):
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-# %% ../nbs/00_core.ipynb #013f4161
-def share(
-    f,  # A function that another process can import
-    arguments,  # A list of tuples
-    workers: int,  # Processes; with 1 it all runs in this one
-):
-    "`f(*a)` for each of `arguments`, in order"
-    if workers < 1:
-        raise ArgumentError(f'workers must be at least 1, not {workers!r}')
-    if workers == 1:
-        yield from (f(*a) for a in arguments)
-        return
+# %% ../nbs/00_core.ipynb #0001d208
+def _by_processes(f, arguments, workers: int):
+    "`f(*a)` for each of `arguments`, in order, by new processes that end with this one"
     context = get_context('spawn')
     theirs, ours = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, _end_with, (theirs,))
@@ -590,6 +591,20 @@ def share(
     finally:
         ours.close()
         theirs.close()
+
+# %% ../nbs/00_core.ipynb #013f4161
+def share(
+    f,  # A function that another process can import
+    arguments,  # A list of tuples
+    workers: int,  # Processes; with 1 it all runs in this one
+):
+    "`f(*a)` for each of `arguments`, in order"
+    if workers < 1:
+        raise ArgumentError(f'workers must be at least 1, not {workers!r}')
+    if workers == 1:
+        yield from (f(*a) for a in arguments)
+    else:
+        yield from _by_processes(f, arguments, workers)
 
 # %% ../nbs/00_core.ipynb #de7dab20
 def best_device(
@@ -621,7 +636,7 @@ def has_bf16(
 def this_process(
     device: str = None,  # As in `best_device`; by default the one that this process has already, else the best
 ):  # Accelerate's `PartialState`
-    "This process among those that `accelerate launch` started, and its device; `ArgumentError` if it computes elsewhere already"
+    "This process among those of `accelerate launch`, and its device; `ArgumentError` if it computes elsewhere already"
     from accelerate import PartialState
 
     if device is None and PartialState._shared_state:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE_NAMES', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs',
            'read_pairs', 'frames_of', 'load_frame', 'frame_digest', 'TakeAnnotation', 'FrameAnnotation', 'Annotations',
-           'is_indexed', 'index', 'frame', 'annotation_digest', 'what_changed', 'note_path', 'write_note', 'read_note',
-           'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root']
+           'rle', 'is_indexed', 'index', 'frame', 'annotation_digest', 'what_changed', 'note_path', 'write_note',
+           'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root']
 
 # %% ../nbs/05_dataset.ipynb #70ae329d
 import hashlib, html, io, json, sqlite3
@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from fastcore import basics
+
+# %% ../nbs/05_dataset.ipynb #1d4fbc86
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -212,6 +214,16 @@ def _write_pair_file(root: Path, split: str, way: Direction, kept: list):
         write_json(folder / 'made_from' / name, record, indent=1)
     return names[0]
 
+# %% ../nbs/05_dataset.ipynb #11504ba1
+def _sampled(pairs: list, ratio: float | None, n: int | None, balanced: bool, seed: int, where: dict) -> list:
+    "The pairs that a ratio or a count keeps, all of them without either; `where` is for the errors of a count"
+    if n is None:
+        return pairs if ratio is None else sample_by_ratio(pairs, ratio, seed)
+    try:
+        return sample_by_count(pairs, n, seed, balanced)
+    except ArgumentError as e:
+        raise e.at(**where) from None
+
 # %% ../nbs/05_dataset.ipynb #41aa3970
 def write_pairs(
     root: str | Path,  # A root
@@ -229,15 +241,10 @@ def write_pairs(
     for way in [Direction(direction)] if direction else Direction:
         for split, n in zip(splits, counts):
             pairs, lost = split_pairs(root, split, way, data_dir, lambda e: problems.setdefault(str(e), e))
-            kept = pairs if ratio is None else sample_by_ratio(pairs, ratio, seed)
-            if n is not None:
-                try:
-                    kept = sample_by_count(pairs, n, seed, balanced)
-                except ArgumentError as e:
-                    raise e.at(split=split, direction=str(way)) from None
+            where = dict(split=split, direction=str(way))
+            kept = _sampled(pairs, ratio, n, balanced, seed, where)
             file = _write_pair_file(Path(root), split, way, kept)
-            counted = dict(pairs=len(kept), of=len(pairs), without_frame=lost)
-            rows.append(dict(split=split, direction=str(way), **counted, file=file))
+            rows.append(where | dict(pairs=len(kept), of=len(pairs), without_frame=lost, file=file))
     for problem in problems.values() if report else ():
         report(problem)
     if problems and not report:
@@ -435,24 +442,26 @@ class Annotations:
             del self.kept[next(iter(self.kept))]
         return self.kept[take]
 
-    def rle(
-        self,
-        take: str,  # Uid
-        name: str,  # Object
-        camera: str,  # Camera
-        frame: int,  # Frame
-    ) -> dict | None:  # In the release's resolution; `None` where the object is not visible
-        "The mask of an object in a frame"
-        if self.is_indexed(take):
-            return self.frame(take, camera, frame).masks.get(name)
-        rle = self[take].masks.get(name, {}).get(camera, {}).get(str(frame))
-        if rle is None:
-            return None
-        try:
-            rle_runs(rle)
-        except MaskError as e:
-            raise e.at(take=take, object=name, camera=camera, frame=frame) from None
-        return rle
+# %% ../nbs/05_dataset.ipynb #f0612ff2
+@basics.patch
+def rle(
+    self: Annotations,
+    take: str,  # Uid
+    name: str,  # Object
+    camera: str,  # Camera
+    frame: int,  # Frame
+) -> dict | None:  # In the release's resolution; `None` where the object is not visible
+    "The mask of an object in a frame"
+    if self.is_indexed(take):
+        return self.frame(take, camera, frame).masks.get(name)
+    rle = self[take].masks.get(name, {}).get(camera, {}).get(str(frame))
+    if rle is None:
+        return None
+    try:
+        rle_runs(rle)
+    except MaskError as e:
+        raise e.at(take=take, object=name, camera=camera, frame=frame) from None
+    return rle
 
 # %% ../nbs/05_dataset.ipynb #3b2ea061
 def _index_path(root: Path, take: str) -> Path:
@@ -653,7 +662,7 @@ def _side(
 
 # %% ../nbs/05_dataset.ipynb #cell146
 class PairDataset:
-    "The pairs of a split as images, masks and boxes at a backbone's size, to train a model of one's own on; the matcher's are `training.FramePairs`"
+    "A split's pairs at a backbone's size, to train a model of one's own on; the matcher's are `training.FramePairs`"
 
     def __init__(
         self,
@@ -680,17 +689,35 @@ class PairDataset:
         "A pair's masks as RLE, see `pair_rles`"
         return pair_rles(self.annotations, self.pairs.iloc[i])
 
-    def __getitem__(
-        self, i: int
-    ) -> dict:  # source_image, source_mask, source_box, the same of dest, visible, and the pair's columns
-        "A pair: images uint8 [H, W, 3] RGB, masks bool [H, W], boxes float32 [4] xywh"
-        item, pair = {}, self.pairs.iloc[i]
-        for side, view, rle in zip(('source', 'dest'), (self.direction.source, self.direction.dest), self.rles(i)):
-            item[f'{side}_image'] = image = fit_image(
-                load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, **self.fit
-            )
-            item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
-        return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
+# %% ../nbs/05_dataset.ipynb #7236af53
+@basics.patch
+def __getitem__(
+    self: PairDataset,
+    i: int,  # Which pair
+) -> dict:  # source_image, source_mask, source_box, the same of dest, visible, and the pair's columns
+    "A pair: images uint8 [H, W, 3] RGB, masks bool [H, W], boxes float32 [4] xywh"
+    item, pair = {}, self.pairs.iloc[i]
+    for side, view, rle in zip(('source', 'dest'), (self.direction.source, self.direction.dest), self.rles(i)):
+        item[f'{side}_image'] = image = fit_image(
+            load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, **self.fit
+        )
+        item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
+    return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
+
+# %% ../nbs/05_dataset.ipynb #ff799c28
+def _take_truth(annotations: Annotations, take: str, pairs: pd.DataFrame) -> dict:  # 'masks', 'annotated_frames'
+    "The ground truth of a take, for these pairs of it"
+    annotated = annotations[take].annotated
+    masks, frames = {}, {}
+    for _, name, source, dest, frame in pairs.itertuples(index=False):
+        known = annotated is None or frame in annotated.get(name, {}).get(dest, ())
+        for camera in (source, dest) if known else (source,):
+            rle = annotations.rle(take, name, camera, frame)
+            of_camera = masks.setdefault(name, {}).setdefault(camera, {})
+            if rle is not None:
+                of_camera[str(frame)] = rle
+            frames.setdefault(name, {}).setdefault(camera, set()).add(frame)
+    return {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c, f in cs.items()} for o, cs in frames.items()}}
 
 # %% ../nbs/05_dataset.ipynb #cell154
 def ground_truth(
@@ -703,39 +730,24 @@ def ground_truth(
         pairs = read_pairs(pairs_path(root, pairs, direction), direction)
     annotations, truth = Annotations(root), {}
     for take, its_pairs in pairs.groupby('take', sort=False):
-        annotated = annotations[take].annotated
-        masks, frames = {}, {}
-        for _, name, source, dest, frame in its_pairs.itertuples(index=False):
-            known = annotated is None or frame in annotated.get(name, {}).get(dest, ())
-            for camera in (source, dest) if known else (source,):
-                rle = annotations.rle(take, name, camera, frame)
-                of_camera = masks.setdefault(name, {}).setdefault(camera, {})
-                if rle is not None:
-                    of_camera[str(frame)] = rle
-                frames.setdefault(name, {}).setdefault(camera, set()).add(frame)
-        if masks:
-            truth[take] = {
-                'masks': masks,
-                'annotated_frames': {o: {c: sorted(f) for c, f in cs.items()} for o, cs in frames.items()},
-            }
+        its_truth = _take_truth(annotations, take, its_pairs)
+        if its_truth['masks']:
+            truth[take] = its_truth
     return {'annotations': truth}
 
 # %% ../nbs/05_dataset.ipynb #cell162
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
 
-    takes: (
-        pd.DataFrame
-    )  # A row per take: split, scenario, cameras, objects, masks, frames, MB, missing (frames that pairs need)
-    pair_files: (
-        pd.DataFrame
-    )  # A row per pair file: pairs, takes, objects (take and name), visible (share of pairs visible in the destination)
+    takes: pd.DataFrame  # By take: split, scenario, cameras, objects, masks, frames, MB, missing (frames of pairs)
+    pair_files: pd.DataFrame  # By pair file: pairs, takes, objects (take and name), visible (share, in the destination)
     missing: list[str]  # What is not there, in words
 
     def __str__(self):
         t = self.takes
         lines = [
-            f"{len(t)} takes, {t.frames.sum():,} frames ({t.MB.sum():,.1f} MB), {t.objects.sum():,} objects, {t.masks.sum():,} masks"
+            f'{len(t)} takes, {t.frames.sum():,} frames ({t.MB.sum():,.1f} MB), '
+            f'{t.objects.sum():,} objects, {t.masks.sum():,} masks'
         ]
         lines += [
             f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible'
@@ -779,6 +791,21 @@ def _describe_pairs(path: Path, annotations: Annotations) -> dict:
         visible=float(np.mean(visible)) if visible else 0.0,
     )
 
+# %% ../nbs/05_dataset.ipynb #a9fa4002
+def _pair_files(root: Path, annotations: Annotations, missing: list[str]) -> pd.DataFrame:
+    "A row per pair file of a root; what is not there is added to `missing`"
+    files, described = sorted((root / 'dataset_jsons').glob('*_pairs*.json')), []
+    if not files:
+        missing.append('pair files (dataset_jsons); egoexo_pairs makes them')
+    for path in files:
+        if not any(d.pairs_key in path.name for d in Direction):
+            continue
+        try:
+            described.append(_describe_pairs(path, annotations))
+        except EgoExoError as e:
+            missing.append(str(e))
+    return pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
+
 # %% ../nbs/05_dataset.ipynb #cell164
 def describe_root(root: str | Path) -> RootSummary:  # Tables of takes and pair files, and what is missing
     "What is in a root, and what is not"
@@ -794,16 +821,4 @@ def describe_root(root: str | Path) -> RootSummary:  # Tables of takes and pair 
     columns = ['take', 'split', 'scenario', 'cameras', 'objects', 'masks', 'frames', 'MB', 'missing']
     takes = pd.DataFrame(rows, columns=columns).set_index('take')
     missing += [f'{n} frames that pairs of take {t} need' for t, n in takes.missing.items() if n]
-    files = sorted((root / 'dataset_jsons').glob('*_pairs*.json'))
-    if not files:
-        missing.append('pair files (dataset_jsons); egoexo_pairs makes them')
-    described = []
-    for path in files:
-        if not any(d.pairs_key in path.name for d in Direction):
-            continue
-        try:
-            described.append(_describe_pairs(path, annotations))
-        except EgoExoError as e:
-            missing.append(str(e))
-    pair_files = pd.DataFrame(described, columns=['file', 'pairs', 'takes', 'objects', 'visible']).set_index('file')
-    return RootSummary(takes, pair_files, missing)
+    return RootSummary(takes, _pair_files(root, annotations, missing), missing)

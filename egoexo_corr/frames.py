@@ -66,6 +66,31 @@ def masks_in_image(
         return resized, rle_boxes(resized)
     return resized, resize_boxes(boxes, rles[0]['size'], size)
 
+# %% ../nbs/12_frames.ipynb #10ca6e57
+def _pooled(store: FeatureStore, take: str, camera: str, frame: int, named: dict, boxes, describe) -> Tensor:
+    "The descriptors of a frame's masks, name → RLE, from the stored map"
+    size = store.image_size(view_of(camera))
+    features = store.read('maps', take, camera, frame).permute(2, 0, 1).float()
+    rles, where = masks_in_image(list(named.values()), boxes, size)
+    return describe(features, rles, where, size) if rles else torch.zeros(0, 2 * store.dim)
+
+
+def _write_descriptors(store: FeatureStore, kind: str, take: str, camera: str, new: dict, prints: dict, names: dict):
+    "Write a camera's new descriptors, frame → [N, 2C], with the kept ones of all other frames that have fingerprints"
+    of, now = store.made_from(kind, take, camera), store.made_from('maps', take, camera)
+    kept = {int(f): store.read(kind, take, camera, int(f)) for f in prints if int(f) not in new}
+    order = sorted(prints, key=int)
+    made_from = {f: d for f in order if (d := now.get(f) if int(f) in new else of.get(f))}
+    store.write(
+        kind,
+        take,
+        camera,
+        {int(f): (new | kept)[int(f)] for f in order},
+        masks={f: prints[f] for f in order},
+        names={f: names[f] for f in order},
+        made_from=made_from,
+    )
+
 # %% ../nbs/12_frames.ipynb #71392527
 def describe_camera(
     store: FeatureStore,  # With the camera's maps
@@ -73,38 +98,22 @@ def describe_camera(
     take: str,  # Take
     camera: str,  # Camera
     masks: dict,  # frame → {name: RLE}; RLEs of any size
-    describe,  # (features [C, h, w], RLEs, boxes [N, 4] xywh, (height, width)) → descriptors [N, 2C]; the last three in the image's pixels
+    describe,  # (features [C, h, w]; in the image's pixels RLEs, xywh [N, 4], (height, width)) → descriptors [N, 2C]
     boxes: dict = None,  # frame → [N, 4] xywh, in pixels of that frame's masks, or `None` for the masks' extents
 ) -> bool:  # Whether there was anything to do
     "Pool and keep the descriptors of a camera's masks, unless they are there; those of other frames stay"
-    import torch
-
     if store.is_current(kind, take, camera, masks, boxes):
         return False
-    size, descriptors = store.image_size(view_of(camera)), {}
     about = store.open_file(kind, take, camera)[1] if is_present(store, kind, take, camera) else {}
     prints, names = dict(about.get('masks', {})), dict(about.get('names', {}))
-    of, now = store.made_from(kind, take, camera), store.made_from('maps', take, camera)
+    descriptors, of, now = {}, store.made_from(kind, take, camera), store.made_from('maps', take, camera)
     for frame, named in masks.items():
         new, same_map = fingerprint(named.values(), boxes and boxes[frame]), of.get(str(frame)) == now.get(str(frame))
         if same_map and prints.get(str(frame)) == new:
             continue
-        features = store.read('maps', take, camera, frame).permute(2, 0, 1).float()
-        rles, where = masks_in_image(list(named.values()), boxes and boxes[frame], size)
-        descriptors[frame] = describe(features, rles, where, size) if rles else torch.zeros(0, 2 * store.dim)
+        descriptors[frame] = _pooled(store, take, camera, frame, named, boxes and boxes[frame], describe)
         prints[str(frame)], names[str(frame)] = new, list(map(str, named))
-    kept = {int(f): store.read(kind, take, camera, int(f)) for f in prints if int(f) not in descriptors}
-    order = sorted(prints, key=int)
-    made_from = {f: d for f in order if (d := now.get(f) if int(f) in descriptors else of.get(f))}
-    store.write(
-        kind,
-        take,
-        camera,
-        {int(f): (descriptors | kept)[int(f)] for f in order},
-        masks={f: prints[f] for f in order},
-        names={f: names[f] for f in order},
-        made_from=made_from,
-    )
+    _write_descriptors(store, kind, take, camera, descriptors, prints, names)
     return True
 
 # %% ../nbs/12_frames.ipynb #cell106
@@ -151,7 +160,7 @@ class _Features:
         return tuple(n // self.pool[view] for n in self.source.grid(view))
 
     def context(self, view: str) -> int:
-        "Pixels by which a box grows for its context: 100, and by the report's rule as much less as `scale` makes the image smaller"
+        "Pixels by which a box grows for its context: 100; by the report's rule fewer where `scale` makes the image smaller"
         if self.made_with['rule'] == 'reference':
             return 100
         return round(100 * self.source.grid(view)[0] / GRIDS[view][0])
@@ -183,31 +192,37 @@ class StoredFeatures(_Features):
         noted = self.store.made_from('maps', take, camera)
         return [noted.get(str(f)) for f in frames]
 
-    def keep(self, kind: str, take: str, camera: str, frames, masks_of) -> bool:
-        "Pool and keep the descriptors of `masks_of(take, camera, frame)`, for those of the frames that have maps; whether any were lacking"
-        there = {f: masks_of(take, camera, f) for f in sorted(set(frames) - self.lacks(take, camera, frames))}
-        masks, boxes = ({f: m[k] for f, m in there.items()} for k in (0, 1))
-        how = partial(describe, context=self.context(view_of(camera)))
-        with folder_lock(self.store.folder, wait=True):
-            return describe_camera(self.store, kind, take, camera, masks, how, boxes)
+# %% ../nbs/12_frames.ipynb #8cd9746f
+@patch
+def keep(self: StoredFeatures, kind: str, take: str, camera: str, frames, masks_of) -> bool:
+    "Keep the descriptors of `masks_of(take, camera, frame)`, for frames that have maps; whether any were lacking"
+    there = {f: masks_of(take, camera, f) for f in sorted(set(frames) - self.lacks(take, camera, frames))}
+    masks, boxes = ({f: m[k] for f, m in there.items()} for k in (0, 1))
+    how = partial(describe, context=self.context(view_of(camera)))
+    with folder_lock(self.store.folder, wait=True):
+        return describe_camera(self.store, kind, take, camera, masks, how, boxes)
 
-    def full_map(self, take: str, camera: str, frame: int) -> Tensor:  # float16 [C, h, w]
-        "A frame's map"
-        return self.store.read('maps', take, camera, frame).permute(2, 0, 1)
 
-    def descriptors(
-        self, kind: str, take: str, camera: str, frame: int, masks: dict, boxes=None
-    ) -> Tensor:  # float32 [N, 2C]
-        "Those that were kept of a frame's masks, name → RLE, and boxes; `DataError` if they are of others"
-        kept = self.store.read(kind, take, camera, frame).float()
-        of_these = fingerprint(masks.values(), boxes)
-        if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)] == of_these:
-            return kept
-        raise DataError(
-            'these descriptors are of other masks than there are now; start again to have them made anew',
-            file=self.store.path(kind, take, camera),
-            frame=frame,
-        )
+@patch
+def full_map(self: StoredFeatures, take: str, camera: str, frame: int) -> Tensor:  # float16 [C, h, w]
+    "A frame's map"
+    return self.store.read('maps', take, camera, frame).permute(2, 0, 1)
+
+# %% ../nbs/12_frames.ipynb #2a7eb60e
+@patch
+def descriptors(
+    self: StoredFeatures, kind: str, take: str, camera: str, frame: int, masks: dict, boxes=None
+) -> Tensor:  # float32 [N, 2C]
+    "Those that were kept of a frame's masks, name → RLE, and boxes; `DataError` if they are of others"
+    kept = self.store.read(kind, take, camera, frame).float()
+    of_these = fingerprint(masks.values(), boxes)
+    if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)] == of_these:
+        return kept
+    raise DataError(
+        'these descriptors are of other masks than there are now; start again to have them made anew',
+        file=self.store.path(kind, take, camera),
+        frame=frame,
+    )
 
 # %% ../nbs/12_frames.ipynb #cell015
 class LiveFeatures(_Features):
@@ -239,34 +254,44 @@ class LiveFeatures(_Features):
         self.__dict__.update(state)
         self._remember_maps()
 
-    def lacks(self, take: str, camera: str, frames) -> set[int]:
-        "Frames that are not there"
-        return {f for f in frames if not frame_path(self.root, take, camera, f).is_file()}
+# %% ../nbs/12_frames.ipynb #973ad06e
+@patch
+def lacks(self: LiveFeatures, take: str, camera: str, frames) -> set[int]:
+    "Frames that are not there"
+    return {f for f in frames if not frame_path(self.root, take, camera, f).is_file()}
 
-    def made_from(self, take: str, camera: str, frames) -> list:
-        "The digests of frames' pictures, `None` where there is none"
-        return [frame_digest(self.root, take, camera, f) or None for f in frames]
 
-    def keep(self, kind: str, take: str, camera: str, frames, masks_of):
-        "Nothing is kept; but masks that cannot be read are found out now"
-        for f in set(frames) - self.lacks(take, camera, frames):
-            masks_of(take, camera, f)
+@patch
+def made_from(self: LiveFeatures, take: str, camera: str, frames) -> list:
+    "The digests of frames' pictures, `None` where there is none"
+    return [frame_digest(self.root, take, camera, f) or None for f in frames]
 
-    def full_map(self, take: str, camera: str, frame: int) -> Tensor:  # float32 [C, h, w]
-        "A frame's map"
-        try:
-            image = self.backbone.fitted(load_frame(self.root, take, camera, frame), view_of(camera))
-        except EgoExoError as e:
-            raise e.at(take=take, camera=camera, frame=frame) from None
-        return self.backbone.dense(image[None])[0].cpu()
 
-    def descriptors(
-        self, kind: str, take: str, camera: str, frame: int, masks: dict, boxes=None
-    ) -> Tensor:  # float32 [N, 2C]
-        "Those of a frame's masks, name → RLE, and boxes"
-        size = self.image_size(view_of(camera))
-        rles, where = masks_in_image(list(masks.values()), boxes, size)
-        return describe(self.full_map(take, camera, frame), rles, where, size, self.context(view_of(camera)))
+@patch
+def keep(self: LiveFeatures, kind: str, take: str, camera: str, frames, masks_of):
+    "Nothing is kept; but masks that cannot be read are found out now"
+    for f in set(frames) - self.lacks(take, camera, frames):
+        masks_of(take, camera, f)
+
+# %% ../nbs/12_frames.ipynb #c14086cd
+@patch
+def full_map(self: LiveFeatures, take: str, camera: str, frame: int) -> Tensor:  # float32 [C, h, w]
+    "A frame's map"
+    try:
+        image = self.backbone.fitted(load_frame(self.root, take, camera, frame), view_of(camera))
+    except EgoExoError as e:
+        raise e.at(take=take, camera=camera, frame=frame) from None
+    return self.backbone.dense(image[None])[0].cpu()
+
+
+@patch
+def descriptors(
+    self: LiveFeatures, kind: str, take: str, camera: str, frame: int, masks: dict, boxes=None
+) -> Tensor:  # float32 [N, 2C]
+    "Those of a frame's masks, name → RLE, and boxes"
+    size = self.image_size(view_of(camera))
+    rles, where = masks_in_image(list(masks.values()), boxes, size)
+    return describe(self.full_map(take, camera, frame), rles, where, size, self.context(view_of(camera)))
 
 # %% ../nbs/12_frames.ipynb #8e07d911
 class View(NamedTuple):
@@ -321,22 +346,26 @@ class FramePair(NamedTuple):
         "float32 [R, 2C], descriptors of the source view's proposals, if they are wanted"
         return self.source.descriptors
 
-    @property
-    def sources(self) -> Tensor:
-        "float32 [B+R, 2C], descriptors of the objects and after them of the rivals"
-        return self.objects.descriptors if self.rivals is None else torch.cat([self.objects.descriptors, self.rivals])
+# %% ../nbs/12_frames.ipynb #dfe39c96
+@patch(as_prop=True)
+def sources(self: FramePair) -> Tensor:
+    "float32 [B+R, 2C], descriptors of the objects and after them of the rivals"
+    return self.objects.descriptors if self.rivals is None else torch.cat([self.objects.descriptors, self.rivals])
 
-    @property
-    def places(self) -> tuple:
-        "float64 [B+R, 2] and [P, 2], centroids of the objects and the rivals, and of the proposals"
-        return np.concatenate([self.objects.places, self.source.places]), self.dest.places
 
-    def only(
-        self,
-        places,  # Which of the B objects
-    ) -> 'FramePair':
-        "The same frames, asked for fewer objects"
-        return self._replace(objects=Objects(*(x[places] for x in self.objects)))
+@patch(as_prop=True)
+def places(self: FramePair) -> tuple:
+    "float64 [B+R, 2] and [P, 2], centroids of the objects and the rivals, and of the proposals"
+    return np.concatenate([self.objects.places, self.source.places]), self.dest.places
+
+
+@patch
+def only(
+    self: FramePair,
+    places,  # Which of the B objects
+) -> 'FramePair':
+    "The same frames, asked for fewer objects"
+    return self._replace(objects=Objects(*(x[places] for x in self.objects)))
 
 # %% ../nbs/12_frames.ipynb #cell021
 def proposals_name(
@@ -406,6 +435,17 @@ def _kept_overlaps(
     prints = about.get('overlaps')
     return file, prints if isinstance(prints, dict) and prints.keys() == frames else {}
 
+# %% ../nbs/12_frames.ipynb #33d1364f
+@patch
+def _write_overlaps(self: StoredFeatures, of: tuple, take: str, camera: str, entries: dict, prints: dict):
+    "Write a camera's overlaps: frame (text) → packed, and frame → fingerprints of the masks that they are of"
+    from safetensors.torch import save
+
+    kind, about = _overlaps_kind(of), dict(made_with=self.store.made_with, overlaps=prints)
+    with atomic_path(self.store.path(kind, take, camera)) as tmp:
+        tmp.write_bytes(save(entries, {'egoexo_corr': json.dumps(about, sort_keys=True)}))
+    self.store._files.pop((kind, take, camera), None)
+
 # %% ../nbs/12_frames.ipynb #9e992758
 @patch
 def keep_overlaps(
@@ -417,10 +457,8 @@ def keep_overlaps(
     measure,  # Function of a frame: its `Overlaps`
 ) -> bool:  # Whether any were lacking
     "Keep the overlaps of those of the frames that have descriptors"
-    from safetensors.torch import save
-
     with folder_lock(self.store.folder, wait=True):
-        prints, kind = self._overlap_prints(of, take, camera), _overlaps_kind(of)
+        prints = self._overlap_prints(of, take, camera)
         try:
             file, kept = self._kept_overlaps(of, take, camera)
         except EgoExoError:
@@ -431,10 +469,7 @@ def keep_overlaps(
         there = {f for f in kept if kept[f] == prints.get(f)}
         order = sorted(there | wanted, key=int)
         entries = {f: file.get_tensor(f) if f in there else _packed(measure(int(f))) for f in order}
-        about = dict(made_with=self.store.made_with, overlaps={f: prints[f] for f in order})
-        with atomic_path(self.store.path(kind, take, camera)) as tmp:
-            tmp.write_bytes(save(entries, {'egoexo_corr': json.dumps(about, sort_keys=True)}))
-        self.store._files.pop((kind, take, camera), None)
+        self._write_overlaps(of, take, camera, entries, {f: prints[f] for f in order})
         return True
 
 # %% ../nbs/12_frames.ipynb #79835b5a
@@ -462,6 +497,14 @@ def overlaps(self: StoredFeatures, of: tuple, take: str, camera: str, frame: int
 def keep_overlaps(self: LiveFeatures, *args):
     "Nothing is kept"
 
+# %% ../nbs/12_frames.ipynb #0da0617b
+def _some_pairs(pairs: pd.DataFrame | None, path: Path, split: str, direction: str) -> pd.DataFrame:
+    "The pairs that were given, or those of a split's file; `DataError` if there are none"
+    pairs = read_pairs(path, direction) if pairs is None else pairs.reset_index(drop=True)
+    if not len(pairs):
+        raise DataError(f'the split {split} has no pairs in the direction {direction}', file=path)
+    return pairs
+
 # %% ../nbs/12_frames.ipynb #32b3acd0
 class FramePairs:
     "The pairs of a split, frame pair by frame pair"
@@ -472,24 +515,15 @@ class FramePairs:
         split: str,  # 'train', 'val' or 'test'
         direction: str,  # 'exo2ego' or 'ego2exo'
         features,  # `StoredFeatures` or `LiveFeatures`
-        proposals,  # A `ProposalStore`, or a function of take, camera and frame that gives RLEs of one size, or `Proposals`
+        proposals,  # A `ProposalStore`, or a function of take, camera, frame that gives RLEs of one size or `Proposals`
         pairs: pd.DataFrame = None,  # Other pairs than those of the split's pair file
         order: int = 2,  # Of the adjacency
         rivals: bool = False,  # Give the source view's proposals, too, for `omama.ask_back` and `omama.geometric_prior`
     ):
-        self.root, self.direction, self.features, self.order, self.rivals = (
-            Path(root),
-            Direction(direction),
-            features,
-            order,
-            rivals,
-        )
-        self.proposals = proposals
-        self.kind = f'proposals-{proposals_name(proposals)}'
-        self.path = pairs_path(root, split, direction)
-        self.pairs = read_pairs(self.path, direction) if pairs is None else pairs.reset_index(drop=True)
-        if not len(self.pairs):
-            raise DataError(f'the split {split} has no pairs in the direction {direction}', file=self.path)
+        self.root, self.direction = Path(root), Direction(direction)
+        self.features, self.proposals, self.order, self.rivals = features, proposals, order, rivals
+        self.kind, self.path = f'proposals-{proposals_name(proposals)}', pairs_path(root, split, direction)
+        self.pairs = _some_pairs(pairs, self.path, split, direction)
         groups = self.pairs.groupby(['take', 'source_cam', 'dest_cam', 'frame'], sort=False).indices
         self.keys, self.rows = list(groups), list(groups.values())
         self.asked = self.pairs['object'].to_numpy(object)
@@ -499,44 +533,58 @@ class FramePairs:
             self.annotations.index(self.pairs['take'].unique())
         self._keep_descriptors()
 
-    def __len__(self):
-        return len(self.keys)
+# %% ../nbs/12_frames.ipynb #685fa428
+@patch
+def __len__(self: FramePairs):
+    return len(self.keys)
 
-    def _remember_overlaps(self):
-        "Hold the last overlaps; a copy in another process (`__setstate__`) holds its own"
-        self.measured = lru_cache(1024)(partial(FramePairs.measured, self))
 
-    def __getstate__(self):
-        return {k: v for k, v in self.__dict__.items() if k != 'measured'}
+@patch
+def _remember_overlaps(self: FramePairs):
+    "Hold the last overlaps; a copy in another process (`__setstate__`) holds its own"
+    self.measured = lru_cache(1024)(partial(FramePairs.measured, self))
 
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._remember_overlaps()
 
-    def propose(self, take: str, camera: str, frame: int) -> Proposals:
-        "The proposals of a frame"
-        found = (
-            self.proposals(take, camera, frame)
-            if callable(self.proposals)
-            else self.proposals.read(take, camera, frame)
-        )
-        if isinstance(found, Proposals):
-            return found
-        return make_proposals(found[0]['size'] if found else (1, 1), found)
+@patch
+def __getstate__(self: FramePairs):
+    return {k: v for k, v in self.__dict__.items() if k != 'measured'}
 
-    def objects(self, take: str, camera: str, frame: int) -> dict:  # name → RLE
-        "The ground truth of a frame"
-        return self.annotations.frame(take, camera, frame).masks
 
-    def names(self, i: int) -> list[str]:
-        "The objects that frame pair i asks for"
-        return self.asked[self.rows[i]].tolist()
+@patch
+def __setstate__(self: FramePairs, state):
+    self.__dict__.update(state)
+    self._remember_overlaps()
 
-    def looked_for(self, i: int) -> np.ndarray:  # bool [B]
-        "Whether an annotator looked for each of them in the destination frame; all, where the root does not say"
-        take, _, dest, frame = self.keys[i]
-        looked_for = self.annotations.frame(take, dest, frame).looked_for
-        return np.array([looked_for is None or o in looked_for for o in self.names(i)])
+# %% ../nbs/12_frames.ipynb #3bd5f01d
+@patch
+def propose(self: FramePairs, take: str, camera: str, frame: int) -> Proposals:
+    "The proposals of a frame"
+    found = (
+        self.proposals(take, camera, frame) if callable(self.proposals) else self.proposals.read(take, camera, frame)
+    )
+    if isinstance(found, Proposals):
+        return found
+    return make_proposals(found[0]['size'] if found else (1, 1), found)
+
+
+@patch
+def objects(self: FramePairs, take: str, camera: str, frame: int) -> dict:  # name → RLE
+    "The ground truth of a frame"
+    return self.annotations.frame(take, camera, frame).masks
+
+
+@patch
+def names(self: FramePairs, i: int) -> list[str]:
+    "The objects that frame pair i asks for"
+    return self.asked[self.rows[i]].tolist()
+
+
+@patch
+def looked_for(self: FramePairs, i: int) -> np.ndarray:  # bool [B]
+    "Whether an annotator looked for each of them in the destination frame; all, where the root does not say"
+    take, _, dest, frame = self.keys[i]
+    looked_for = self.annotations.frame(take, dest, frame).looked_for
+    return np.array([looked_for is None or o in looked_for for o in self.names(i)])
 
 # %% ../nbs/12_frames.ipynb #d863c0d9
 @patch
@@ -552,7 +600,8 @@ def _keep_descriptors(self: FramePairs):
     for side, take, camera, frames in todo:
         if lost := self.features.lacks(take, camera, frames):
             raise DataError(
-                f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; if the frame is there, run 'egoexo_features' again",
+                f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; "
+                "if the frame is there, run 'egoexo_features' again",
                 take=take,
                 camera=camera,
                 frame=min(lost),

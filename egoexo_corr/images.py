@@ -56,7 +56,7 @@ def fit_image(
     view: str,  # 'ego' or 'exo'
     patch: int,  # Side of the backbone's patches in pixels
     rule: str = 'report',  # 'report' or 'reference'
-    landscape: bool = False,  # Training: make an image that is taller than wide as wide as it was tall, and as tall as it was wide
+    landscape: bool = False,  # Training: an image that is taller than wide has its sides exchanged first
 ) -> np.ndarray:  # uint8 [height, width, 3]
     "An image at the size that a backbone wants (method, Images)"
     if landscape and image.shape[0] > image.shape[1]:

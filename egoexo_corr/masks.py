@@ -17,7 +17,7 @@ from .core import ArgumentError, MaskError
 
 # %% ../nbs/01_masks.ipynb #cell013
 def _digit_values(counts) -> np.ndarray:
-    "Six-bit digits of the characters of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
+    "Six-bit digits of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
     if isinstance(counts, str):
         try:
             counts = counts.encode('ascii')
@@ -85,7 +85,7 @@ def _checked_size(size) -> tuple[int, int]:
 
 # %% ../nbs/01_masks.ipynb #cell021
 def _intervals(rle: dict) -> tuple:
-    "Height, width, and the object's intervals `[start, stop)` of positions counted down the columns; all checks are here"
+    "Height, width, and the object's intervals `[start, stop)` of positions down the columns; all checks are here"
     if not isinstance(rle, dict) or not {'size', 'counts'} <= rle.keys():
         raise MaskError(f"an RLE must be a dictionary with 'size' and 'counts', not {rle!r:.60}")
     h, w = _checked_size(rle['size'])
@@ -182,27 +182,26 @@ MAX_COUNTS = 2**23  # Letters; counts over this are refused
 _SIX_BITS = {c: f'{i:06b}' for i, c in enumerate('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-')}
 
 
+def _lz_number(bits: str, at: int, n: int) -> int:
+    "The number of `n` bits that ends at `at`; more bits must be left before it"
+    if at <= n:
+        raise MaskError('the encodedMask is truncated')
+    return int(bits[at - n : at], 2)
+
+# %% ../nbs/01_masks.ipynb #358e28ca
 def _lz_words(bits: str) -> list[str]:
     "The words that a stream of bits, its last bit first, stands for"
-    words, word, out, at, long, width, room = [None] * 3, '', [], len(bits), 0, 2, 1
+    words, word, out, at, long = [None] * 3, '', [], len(bits), 0
     while True:
-        if at <= width:
-            raise MaskError('the encodedMask is truncated')
-        code = int(bits[at - width : at], 2)
+        width = len(words).bit_length()
+        code = _lz_number(bits, at, width)
         at -= width
         if code == 2:
             return out
         if code < 2:
-            n = 8 << code
-            if at <= n:
-                raise MaskError('the encodedMask is truncated')
-            words.append(chr(int(bits[at - n : at], 2)))
-            at -= n
-            room -= 1
+            words.append(chr(_lz_number(bits, at, 8 << code)))
+            at -= 8 << code
             code = len(words) - 1
-            if not room:
-                room = 1 << width
-                width += 1
         if code > len(words) or code == len(words) and not word:
             raise MaskError('the encodedMask is not LZString text')
         new = words[code] if code < len(words) else word + word[0]
@@ -212,15 +211,11 @@ def _lz_words(bits: str) -> list[str]:
             raise MaskError(f'the encodedMask stands for more than {MAX_COUNTS:,} letters')
         if word:
             words.append(word + new[0])
-            room -= 1
-            if not room:
-                room = 1 << width
-                width += 1
         word = new
 
 # %% ../nbs/01_masks.ipynb #f038366
 def lz_decompress(text: str) -> str:
-    "LZString's `decompressFromEncodedURIComponent`; `MaskError` if it is none, or stands for more than `MAX_COUNTS` letters"
+    "LZString's `decompressFromEncodedURIComponent`; `MaskError` if it is none, or of more than `MAX_COUNTS` letters"
     if not isinstance(text, str) or not text:
         raise MaskError(f'an encodedMask must be a non-empty string, not {text!r:.40}')
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -71,25 +72,29 @@ class BitWindow:
             step *= 2
         return m & _grid(self.columns, self.rows, self.stride)
 
-    def boundary(self, m: int) -> int:
-        "The boundary of a mask, as `plain_boundary` defines it"
-        s, full_columns = self.stride, self.columns - self.at_right
-        below = _grid(self.columns, self.rows - self.at_bottom, s)
-        right = _grid(full_columns, self.rows, s)
-        both = _grid(full_columns, self.rows - self.at_bottom, s)
-        return ((m ^ m >> s) & right) | ((m ^ m >> 1) & below) | ((m ^ m >> s + 1) & both)
+# %% ../nbs/02_metrics.ipynb #495c1c1c
+@patch
+def boundary(self: BitWindow, m: int) -> int:
+    "The boundary of a mask, as `plain_boundary` defines it"
+    s, full_columns = self.stride, self.columns - self.at_right
+    below = _grid(self.columns, self.rows - self.at_bottom, s)
+    right = _grid(full_columns, self.rows, s)
+    both = _grid(full_columns, self.rows - self.at_bottom, s)
+    return ((m ^ m >> s) & right) | ((m ^ m >> 1) & below) | ((m ^ m >> s + 1) & both)
 
-    def grow(self, m: int) -> int:
-        "A mask grown by the disk x² + y² ≤ radius²; bits in the empty rows are left as they fall"
-        grown, tall, reach = 0, m, 0
-        for dx in range(self.radius, -1, -1):
-            height = math.isqrt(self.radius**2 - dx**2)
-            while reach < height:
-                reach += 1
-                tall |= m << reach | m >> reach
-            shift = dx * self.stride
-            grown |= tall << shift | tall >> shift
-        return grown
+
+@patch
+def grow(self: BitWindow, m: int) -> int:
+    "A mask grown by the disk x² + y² ≤ radius²; bits in the empty rows are left as they fall"
+    grown, tall, reach = 0, m, 0
+    for dx in range(self.radius, -1, -1):
+        height = math.isqrt(self.radius**2 - dx**2)
+        while reach < height:
+            reach += 1
+            tall |= m << reach | m >> reach
+        shift = dx * self.stride
+        grown |= tall << shift | tall >> shift
+    return grown
 
 # %% ../nbs/02_metrics.ipynb #cell019
 def _window(extents: list, height: int, width: int) -> BitWindow:
@@ -198,6 +203,18 @@ def _cameras(content, kind) -> dict:
         _field(content, camera, kind, 'the object')
     return content
 
+# %% ../nbs/02_metrics.ipynb #bcdf2310
+def _object_pairs(cameras: dict, seen: dict, direction: Direction, ordered):
+    "Yields (source_cam, dest_cam, frame, true RLE or `None`) of an object; `ordered` orders the frames"
+    for source in (c for c in cameras if view_of(c) == direction.source):
+        for dest in (c for c in seen if view_of(c) == direction.dest):
+            annotated = {str(f) for f in seen[dest]}
+            for frame in ordered(cameras[source]):
+                if not is_frame(frame):
+                    raise DataError('a frame must be a whole number', camera=source, frame=f'{frame:.20}')
+                if frame in annotated:
+                    yield source, dest, frame, cameras.get(dest, {}).get(frame)
+
 # %% ../nbs/02_metrics.ipynb #197bf395
 def observations(
     annotations: dict,  # `annotations` of a ground-truth file (method, Predictions)
@@ -213,22 +230,10 @@ def observations(
         for obj in ordered(masks):
             try:
                 cameras, seen = _cameras(masks[obj], dict), _cameras(looked_at.get(obj, {}), list)
+                for pair in _object_pairs(cameras, seen, direction, ordered):
+                    yield take, obj, *pair
             except DataError as e:
                 raise e.at(take=take, object=obj) from None
-            for source in (c for c in cameras if view_of(c) == direction.source):
-                for dest in (c for c in seen if view_of(c) == direction.dest):
-                    annotated = {str(f) for f in seen[dest]}
-                    for frame in ordered(cameras[source]):
-                        if not is_frame(frame):
-                            raise DataError(
-                                'a frame must be a whole number',
-                                take=take,
-                                object=obj,
-                                camera=source,
-                                frame=f'{frame:.20}',
-                            )
-                        if frame in annotated:
-                            yield take, obj, source, dest, frame, cameras.get(dest, {}).get(frame)
 
 # %% ../nbs/02_metrics.ipynb #cell033
 def _check_names(results: dict, known: dict):
@@ -296,6 +301,18 @@ def summarize(
         n_visible=len(seen),
     )
 
+# %% ../nbs/02_metrics.ipynb #5f01eb10
+def _saved(content: dict) -> tuple[pd.DataFrame, Direction, str]:
+    "Observations, direction and protocol of what `Evaluation.save` wrote; `ValueError` for other values than it has"
+    obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
+    obs = obs.astype({'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float))
+    scores = obs[['iou', 'shape_acc', 'location_score']]
+    right = not ((scores < 0) | (scores > 2)).any(axis=None) and np.isfinite(obs.confidence).all()
+    right = right and list(obs) == COLUMNS and obs.exists_gt.dtype == obs.exists_pred.dtype == bool
+    if not right or content['protocol'] not in PROTOCOLS:
+        raise ValueError('not the values of an evaluation')
+    return obs, Direction(content['direction']), content['protocol']
+
 # %% ../nbs/02_metrics.ipynb #cell038
 @dataclass
 class Evaluation:
@@ -311,39 +328,19 @@ class Evaluation:
     def save(self, path: str | Path):
         "Write summary and observations as JSON"
         table = json.loads(self.observations.to_json(orient='split', index=False, double_precision=15))
-        write_json(
-            path,
-            dict(
-                direction=str(self.direction),
-                protocol=self.protocol,
-                summary={k: None if v != v else v for k, v in self.summary.items()},
-                observations=table,
-            ),
-        )
+        summary = {k: None if v != v else v for k, v in self.summary.items()}
+        content = dict(direction=str(self.direction), protocol=self.protocol, summary=summary, observations=table)
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> 'Evaluation':
         "Read what `save` wrote"
         content = read_json(path)
         try:
-            obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
-            obs = obs.astype(
-                {'frame': int} | dict.fromkeys(('confidence', 'iou', 'shape_acc', 'location_score'), float)
-            )
-            scores = obs[['iou', 'shape_acc', 'location_score']]
-            right = not ((scores < 0) | (scores > 2)).any(axis=None) and np.isfinite(obs.confidence).all()
-            right = (
-                right
-                and list(obs) == COLUMNS
-                and obs.exists_gt.dtype == obs.exists_pred.dtype == bool
-                and content['protocol'] in PROTOCOLS
-            )
-            direction = Direction(content['direction'])
+            obs, direction, protocol = _saved(content)
         except (KeyError, TypeError, ValueError, EgoExoError):
-            right = False
-        if not right:
-            raise DataError('is not an evaluation that was saved here', file=path)
-        return cls(summarize(obs), obs, direction, content['protocol'])
+            raise DataError('is not an evaluation that was saved here', file=path) from None
+        return cls(summarize(obs), obs, direction, protocol)
 
 # %% ../nbs/02_metrics.ipynb #cell040
 COLUMNS = [
@@ -430,6 +427,27 @@ def _count_answers(results: dict) -> int:
     objects = [cameras for take in results.values() for cameras in take['masks'].values() if isinstance(cameras, dict)]
     return sum(len(frames) for cameras in objects for frames in cameras.values() if isinstance(frames, dict))
 
+# %% ../nbs/02_metrics.ipynb #b83adee1
+def _score(
+    truth: JsonFile, answers: JsonFile, direction: Direction, protocol: str, resize: bool, partial: bool
+) -> tuple[list, list]:
+    "The rows of an evaluation's table, and the pairs that a partial file leaves out"
+    from tqdm import tqdm
+
+    rows, unanswered = [], []
+    asked = _read_from(truth.file, observations(truth.content, direction, protocol))
+    for *pair, frame, true_rle in tqdm(asked, unit='pair', disable=None, leave=False):
+        if partial and not _is_answered(answers.content, *pair, frame):
+            unanswered.append((*pair, int(frame)))
+            continue
+        place = dict(take=pair[0], object=pair[1], camera=f'{pair[2]} → {pair[3]}', frame=frame)
+        with _placed(file=truth.file, **place):
+            gt = None if true_rle is None else rle_runs(true_rle)
+        with _placed(file=answers.file, **place):
+            row = _row(gt, *_prediction(answers.content, *pair, frame), protocol, resize)
+        rows.append((*pair, int(frame), *row))
+    return rows, unanswered
+
 # %% ../nbs/02_metrics.ipynb #4372eb0c
 def evaluate(
     gt: str | Path | dict | JsonFile,  # Ground truth: a file, its parsed JSON (method, Predictions), or both
@@ -440,32 +458,18 @@ def evaluate(
     partial: bool = False,  # Score the pairs that are answered; `unanswered` holds the others
 ) -> Evaluation:  # `.summary` and `.observations`
     "Score predictions against ground truth; any `EgoExoError` names file, take, object, cameras and frame"
-    from tqdm import tqdm
-
     direction = Direction(direction)
     if protocol not in PROTOCOLS:
         raise ArgumentError(f"protocol must be 'omama' or 'official', not {protocol!r}")
-    (annotations, gt_file), (results, pred_file) = _sources(gt, pred, direction)
-    rows, unanswered = [], []
-    asked = _read_from(gt_file, observations(annotations, direction, protocol))
-    for *pair, frame, true_rle in tqdm(asked, unit='pair', disable=None, leave=False):
-        if partial and not _is_answered(results, *pair, frame):
-            unanswered.append((*pair, int(frame)))
-            continue
-        place = dict(take=pair[0], object=pair[1], camera=f'{pair[2]} → {pair[3]}', frame=frame)
-        with _placed(file=gt_file, **place):
-            gt = None if true_rle is None else rle_runs(true_rle)
-        with _placed(file=pred_file, **place):
-            row = _row(gt, *_prediction(results, *pair, frame), protocol, resize)
-        rows.append((*pair, int(frame), *row))
+    truth, answers = _sources(gt, pred, direction)
+    rows, unanswered = _score(truth, answers, direction, protocol, resize, partial)
     if unanswered and not rows:
-        raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=pred_file)
+        raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=answers.file)
     if not rows:
-        raise DataError(
-            f'the ground truth holds no observation for {direction}: no frame is annotated in both views', file=gt_file
-        )
+        words = f'the ground truth holds no observation for {direction}: no frame is annotated in both views'
+        raise DataError(words, file=truth.file)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    unasked = _count_answers(results) - len(rows) if partial else 0
+    unasked = _count_answers(answers.content) - len(rows) if partial else 0
     return Evaluation(summarize(table), table, direction, protocol, unanswered, unasked)
 
 # %% ../nbs/02_metrics.ipynb #cell058
@@ -554,6 +558,12 @@ class Submission(NamedTuple):
         filled = f'{self.absent:,} filled in as absent'
         return f'{self.given:,} answers, {filled}, {self.unasked:,} that nobody asks for left out'
 
+# %% ../nbs/02_metrics.ipynb #12e5984e
+def _unanswered(missing: list[dict], file) -> DataError:
+    "What to say of predictions that leave scored pairs out"
+    words = f'{len(missing):,} scored pairs have no answer, this one first: answer them, '
+    return DataError(words + 'or fill=True (--fill) calls them absent', file=file, **missing[0])
+
 # %% ../nbs/02_metrics.ipynb #7faf8ce2
 def submission(
     ego2exo: str | Path | dict,  # Predictions in ego2exo: a file or its parsed JSON
@@ -574,10 +584,5 @@ def submission(
         content[d.results_key] = {'version': 'xx', 'challenge': 'xx', 'results': done}
         unasked += _count_answers(results)
         if counts['missing'] and not fill:
-            raise DataError(
-                f"{len(counts['missing']):,} scored pairs have no answer, this one first: answer them, "
-                'or fill=True (--fill) calls them absent',
-                file=file,
-                **counts['missing'][0],
-            )
+            raise _unanswered(counts['missing'], file)
     return Submission(content, counts['given'], counts['absent'], unasked - counts['given'])

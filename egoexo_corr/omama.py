@@ -99,13 +99,7 @@ def describe(
 ) -> Tensor:  # float32 [N, 2C]: mask descriptors, context descriptors; an empty mask's first half is zeros
     "Pooled descriptors of all masks of a frame (method, Descriptors)"
     _check_frame(features, image_size, stride)
-    boxes = np.asarray(boxes, np.float64) if len(boxes) else np.zeros((0, 4))
-    if boxes.shape != (len(masks), 4):
-        raise ArgumentError(
-            f'boxes of {len(masks)} masks must have the shape [{len(masks)}, 4], not {list(boxes.shape)}'
-        )
-    if not np.isfinite(boxes).all():
-        raise ArgumentError('boxes must be finite numbers of pixels (xywh)')
+    boxes = _checked_boxes(boxes, len(masks))
     grid, size = tuple(features.shape[1:]), (image_size[0] // stride, image_size[1] // stride)
     weights = (
         torch.cat(
@@ -127,10 +121,21 @@ def _check_frame(features, image_size, stride):
     (_, h, w), (H, W) = features.shape, image_size
     if H % h or W % w or H // h != W // w:
         raise ArgumentError(
-            f'features of the grid {h}×{w} belong to an image of {h}·p×{w}·p pixels for a whole patch size p, not {H}×{W}'
+            f'features of the grid {h}×{w} belong to an image of {h}·p×{w}·p pixels for a whole patch size p, '
+            f'not {H}×{W}'
         )
     if min(H, W) < stride:
         raise ArgumentError(f'an image of {H}×{W} pixels has no cell of stride {stride}')
+
+
+def _checked_boxes(boxes, n: int) -> np.ndarray:  # float64 [n, 4]
+    "The boxes of n masks; `ArgumentError` for another number of them, or for what is not finite"
+    boxes = np.asarray(boxes, np.float64) if len(boxes) else np.zeros((0, 4))
+    if boxes.shape != (n, 4):
+        raise ArgumentError(f'boxes of {n} masks must have the shape [{n}, 4], not {list(boxes.shape)}')
+    if not np.isfinite(boxes).all():
+        raise ArgumentError('boxes must be finite numbers of pixels (xywh)')
+    return boxes
 
 # %% ../nbs/11a_omama.ipynb #cell032
 def project_descriptors(
@@ -233,18 +238,19 @@ class CrossAttention(nn.Module):
         folded = torch.einsum('rhd,hdc->rhc', q, self.key.weight.unflatten(0, (HEADS, -1)))
         return folded * (self.norm_input.weight * q.shape[-1] ** -0.5)
 
-    def finish(
-        self,
-        pooled: Tensor,  # [R, 4, 768], pooled normalised tokens
-    ) -> Tensor:  # [R, 768]
-        "The norm's scale and shift, the values' weight, and what follows the attention"
-        pooled = pooled * self.norm_input.weight + self.norm_input.bias
-        values = (
-            torch.einsum('rhc,hdc->rhd', pooled, self.value.weight.unflatten(0, (HEADS, -1))).flatten(1)
-            + self.value.bias
-        )
-        y = self.project(values) + 0 * self.key.bias
-        return y + self.mlp(self.norm_output(y))
+# %% ../nbs/11a_omama.ipynb #567cf805
+@patch
+def finish(
+    self: CrossAttention,
+    pooled: Tensor,  # [R, 4, 768], pooled normalised tokens
+) -> Tensor:  # [R, 768]
+    "The norm's scale and shift, the values' weight, and what follows the attention"
+    pooled = pooled * self.norm_input.weight + self.norm_input.bias
+    values = (
+        torch.einsum('rhc,hdc->rhd', pooled, self.value.weight.unflatten(0, (HEADS, -1))).flatten(1) + self.value.bias
+    )
+    y = self.project(values) + 0 * self.key.bias
+    return y + self.mlp(self.norm_output(y))
 
 # %% ../nbs/11a_omama.ipynb #cell054
 def _mlp(*widths) -> nn.Sequential:
@@ -262,6 +268,20 @@ def _is_grid(grid) -> bool:
     ):
         return False
     return min(grid) > 0 and int(grid[0]) * int(grid[1]) < 2**16
+
+
+def _check_sizes(source_grid, dest_grid, dim):
+    "`ArgumentError` for grids or a number of channels that no matcher can have"
+    for grid in (source_grid, dest_grid):
+        if not _is_grid(grid):
+            raise ArgumentError(f'a grid must be (height, width) in patches, not {grid!r:.60}')
+    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or not 0 < dim < 2**16:
+        raise ArgumentError(f'dim must be a whole number of channels, not {dim!r:.60}')
+
+
+def _positions(grid) -> nn.Parameter:  # [768, h, w]
+    "Positional embeddings of a grid's patches, to be learned"
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(WIDTH, *grid), std=0.02))
 
 # %% ../nbs/11a_omama.ipynb #c2e6aead
 class OMaMa(
@@ -281,16 +301,9 @@ class OMaMa(
         dim: int = WIDTH,  # Channels of the feature maps
     ):
         super().__init__()
-        for grid in (source_grid, dest_grid):
-            if not _is_grid(grid):
-                raise ArgumentError(f'a grid must be (height, width) in patches, not {grid!r:.60}')
-        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or not 0 < dim < 2**16:
-            raise ArgumentError(f'dim must be a whole number of channels, not {dim!r:.60}')
+        _check_sizes(source_grid, dest_grid, dim)
         self.source_grid, self.dest_grid, self.dim = tuple(map(int, source_grid)), tuple(map(int, dest_grid)), dim
-        self.source_positions, self.dest_positions = (
-            nn.Parameter(nn.init.trunc_normal_(torch.empty(WIDTH, *grid), std=0.02))
-            for grid in (self.source_grid, self.dest_grid)
-        )
+        self.source_positions, self.dest_positions = _positions(self.source_grid), _positions(self.dest_grid)
         self.attention, self.embed = CrossAttention(), _mlp(3 * WIDTH, WIDTH, WIDTH, WIDTH)
         self.existence_head = _mlp(2 * WIDTH, WIDTH, 256, 128, 2)
         self.nothing = nn.Parameter(torch.tensor([0.45, 1.0]))
@@ -464,16 +477,9 @@ def _load(model: OMaMa, state: dict, file=None) -> OMaMa:
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/11a_omama.ipynb #cell078
-@patch(cls_method=True)
-def from_reference(
-    cls: OMaMa,
-    checkpoint,  # Path of an official checkpoint, or its state dict
-    source_grid=None,  # (height, width); the checkpoint's own by default
-    dest_grid=None,  # The same for the destination
-    dim: int = WIDTH,  # Channels of the feature maps; other than 768, the projection is untrained
-) -> OMaMa:
-    "The matcher with the weights of a reference checkpoint"
+# %% ../nbs/11a_omama.ipynb #cfdfc25f
+def _reference_state(checkpoint) -> tuple:  # Its path, or `None` for a state dict; name → tensor
+    "The tensors of an official checkpoint, by our names; `FileError` for anything else"
     is_path = isinstance(checkpoint, (str, Path))
     file, state = (checkpoint, read_tensors(checkpoint)) if is_path else (None, checkpoint)
     if isinstance(state, dict):
@@ -486,7 +492,19 @@ def from_reference(
         raise FileError(
             'not an O-MaMa checkpoint: a dictionary of tensors with pos_embed_Q and pos_embed_T is needed', file=file
         )
-    state = {_renamed(k, _REFERENCE_NAMES): v for k, v in state.items()}
+    return file, {_renamed(k, _REFERENCE_NAMES): v for k, v in state.items()}
+
+# %% ../nbs/11a_omama.ipynb #cell078
+@patch(cls_method=True)
+def from_reference(
+    cls: OMaMa,
+    checkpoint,  # Path of an official checkpoint, or its state dict
+    source_grid=None,  # (height, width); the checkpoint's own by default
+    dest_grid=None,  # The same for the destination
+    dim: int = WIDTH,  # Channels of the feature maps; other than 768, the projection is untrained
+) -> OMaMa:
+    "The matcher with the weights of a reference checkpoint"
+    file, state = _reference_state(checkpoint)
     wanted = dict(source_positions=source_grid, dest_positions=dest_grid)
     for name, grid in wanted.items():
         check_shape(name, table := state[name], (1, None, WIDTH), 'one, tokens, 768')
@@ -620,7 +638,7 @@ class Candidates(NamedTuple):
 
 # %% ../nbs/11a_omama.ipynb #cell090
 def _draw(pools, n: int, rng) -> np.ndarray:  # int64 [n], or empty
-    "n numbers without repetition, from a later pool only when the earlier ones are used up; repeated only if all are too few"
+    "n numbers, from a later pool only when the earlier ones are used up; repeated only if all are too few"
     chosen = np.zeros(0, np.int64)
     for pool in pools:
         chosen = np.concatenate([chosen, rng.permutation(pool)[: n - len(chosen)]])
@@ -659,7 +677,7 @@ def attention_maps(
     source_map: Tensor,  # [B, dim, h, w]; a batch size of 1 is shared, as in `match`
     dest_map: Tensor,  # [B, dim, h, w]
 ) -> tuple[Tensor, Tensor]:  # [B, 1, 4, h, w] over the destination's grid; [B, N, 4, h, w] over the source's
-    "Attention weights of each head: the source object's in the destination view, and each candidate's in the source view"
+    "Attention weights of each head: the source object's in the destination view, each candidate's in the source view"
     self._check(source_desc, dest_desc, source_map, dest_map)
     with torch.no_grad():
         source, dest, source_map, dest_map = self._projected(source_desc, dest_desc, source_map, dest_map)

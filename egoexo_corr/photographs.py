@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -25,6 +26,10 @@ from egoexo_corr.core import (
     read_json,
     view_of,
 )
+from .video import encode_frame
+from .relations import SPLITS, Take, fail, read_splits
+
+# %% ../nbs/06_photographs.ipynb #13b2bf55
 from egoexo_corr.masks import (
     MAX_PIXELS,
     encode_annotation,
@@ -35,8 +40,6 @@ from egoexo_corr.masks import (
     rle_from_runs,
     rle_runs,
 )
-from .video import encode_frame
-from .relations import SPLITS, Take, fail, read_splits
 from egoexo_corr.release import (
     Preparation,
     discard_frames,
@@ -243,6 +246,21 @@ def _coco_categories(content: dict) -> dict:  # id → name
     except (KeyError, TypeError):
         return {}
 
+# %% ../nbs/06_photographs.ipynb #f6ea1c79
+def _coco_place(annotation: dict, images: dict, categories: dict, path, report) -> tuple:  # file_name, object, size
+    "Of which photograph and object an annotation is; `None` for what it does not say"
+    try:
+        (name, *size), obj = images[annotation['image_id']], _coco_name(annotation, categories)
+    except (KeyError, TypeError):
+        name, size, obj = None, (None, None), None
+    if name is None:
+        report(DataError('an annotation is of no image in the list', file=path))
+    elif obj is None:
+        report(DataError('an annotation does not say of which object', file=path, image=name))
+    if name is None:
+        obj = _safe_name(annotation, categories)
+    return name, obj, size
+
 # %% ../nbs/06_photographs.ipynb #74eedc15
 def read_coco(
     path: str | Path,  # A COCO JSON
@@ -259,21 +277,12 @@ def read_coco(
             report(DataError('an annotation is no table', file=path))
             masks.setdefault(None, {})[None] = None
             continue
-        try:
-            (name, h, w), obj = images[a['image_id']], _coco_name(a, categories)
-        except (KeyError, TypeError):
-            name, h, w, obj = None, None, None, None
-        if name is None:
-            report(DataError('an annotation is of no image in the list', file=path))
-        elif obj is None:
-            report(DataError('an annotation does not say of which object', file=path, image=name))
-        if name is None:
-            obj = _safe_name(a, categories)
+        name, obj, size = _coco_place(a, images, categories, path, report)
         of_image, known = masks.setdefault(name, {}), name is not None and obj is not None
         try:
             if known and obj in of_image:
                 raise DataError("is annotated twice in a photograph; give each annotation its own 'object'")
-            of_image[obj] = segmentation_rle(a.get('segmentation'), h, w) if known else None
+            of_image[obj] = segmentation_rle(a.get('segmentation'), *size) if known else None
         except EgoExoError as e:
             report(e.at(file=path, image=name, object=obj))
             of_image[obj] = None
@@ -543,68 +552,81 @@ class _SceneImport:
                 self.result.report(DataError('is annotated twice in a photograph', image=file_name, object=name))
             entry[name] = None if name in entry else rle
 
-    def scene(self, folder: Path):
-        "Import one scene"
-        root, before = self.result.root, len(self.result.problems)
-        photos = scene_photographs(folder, self.result.report)
-        source = _source(folder, root, photos)
-        if not photos:
-            self._take_out(folder.name)
-        if not photos and len(self.result.problems) > before:
-            return
+# %% ../nbs/06_photographs.ipynb #e54f03b9
+@patch
+def scene(self: _SceneImport, folder: Path):
+    "Import one scene"
+    before = len(self.result.problems)
+    photos = scene_photographs(folder, self.result.report)
+    source = _source(folder, self.result.root, photos)
+    if not photos:
+        self._take_out(folder.name)
+    if not photos and len(self.result.problems) > before:
+        return
+    try:
+        drawn, marks = self._read(folder, photos)
+    except EgoExoError:
+        self._take_out(folder.name)
+        raise
+    self._write(folder.name, source, drawn, marks)
+
+# %% ../nbs/06_photographs.ipynb #05a01e5e
+@patch
+def _read(self: _SceneImport, folder: Path, photos: dict) -> tuple[dict, dict]:
+    "What was drawn on each photograph, and the scene's annotation"
+    report, drawn = self.result.report, {}
+    if not photos:
+        words = 'has no photographs ego.jpg and exo.jpg (or ego-1.jpg and exo-1.jpg, …); the scene is left out'
+        raise DataError(words, take=folder.name)
+    doubtful = _stray_objects(folder, report) | set(self.doubts)
+    for key, path in photos.items():
         try:
-            drawn, marks = self._read(folder, photos)
-        except EgoExoError:
-            self._take_out(folder.name)
-            raise
-        entry = {'scenario': self.scenario, 'take_name': folder.name, 'object_masks': marks}
-        written, replaced = _keep_frames(drawn, root, folder.name)
-        self.result.written += written
-        if replaced:
-            self.result.note(f'{replaced} of its frames are made anew: their photographs changed', take=folder.name)
-        if source['annotation'] not in (None, entry_digest(entry)):
-            self.result.note('its annotation is made anew: its masks changed', take=folder.name)
-        problems = write_annotation(root, folder.name, entry)
-        for problem in problems:
-            self.result.report(problem)
-        if any(isinstance(p, FileError) for p in problems):
-            return
-        write_record(root, folder.name, source | {'annotation': entry_digest(entry)})
-        about = {'take_uid': folder.name, 'take_name': folder.name}
-        self.result.takes.append(Take(folder.name, self.split, entry, about))
+            coco = self.entries.get((folder.name, path.name))
+            drawn[key] = _draw(path, view_of(key[0]), coco, report, self.result.note)
+        except EgoExoError as e:
+            report(e.at(take=folder.name, photograph=path.name))
+    both = [{f for c, f in drawn if view_of(c) == view} for view in ('ego', 'exo')]
+    drawn = {key: d for key, d in drawn.items() if key[1] in both[0] & both[1]}
+    names = dict.fromkeys(n for d in drawn.values() for n in d.masks if n is not None)
+    marks = _scene_marks(drawn, doubtful | _alike(names, folder, report))
+    if any(m['annotation'] for cameras in marks.values() for m in cameras.values()):
+        return drawn, marks
+    raise DataError('has no masks; the scene is left out', take=folder.name)
 
-    def _read(self, folder: Path, photos: dict) -> tuple[dict, dict]:
-        "What was drawn on each photograph, and the scene's annotation"
-        report, drawn = self.result.report, {}
-        if not photos:
-            words = 'has no photographs ego.jpg and exo.jpg (or ego-1.jpg and exo-1.jpg, …); the scene is left out'
-            raise DataError(words, take=folder.name)
-        doubtful = _stray_objects(folder, report) | set(self.doubts)
-        for key, path in photos.items():
-            try:
-                coco = self.entries.get((folder.name, path.name))
-                drawn[key] = _draw(path, view_of(key[0]), coco, report, self.result.note)
-            except EgoExoError as e:
-                report(e.at(take=folder.name, photograph=path.name))
-        both = [{f for c, f in drawn if view_of(c) == view} for view in ('ego', 'exo')]
-        drawn = {key: d for key, d in drawn.items() if key[1] in both[0] & both[1]}
-        names = dict.fromkeys(n for d in drawn.values() for n in d.masks if n is not None)
-        marks = _scene_marks(drawn, doubtful | _alike(names, folder, report))
-        if any(m['annotation'] for cameras in marks.values() for m in cameras.values()):
-            return drawn, marks
-        raise DataError('has no masks; the scene is left out', take=folder.name)
+# %% ../nbs/06_photographs.ipynb #50d62c35
+@patch
+def _write(self: _SceneImport, take: str, source: dict, drawn: dict, marks: dict):
+    "Keep a scene that was read: its frames, its annotation, and what they were made from"
+    root = self.result.root
+    entry = {'scenario': self.scenario, 'take_name': take, 'object_masks': marks}
+    written, replaced = _keep_frames(drawn, root, take)
+    self.result.written += written
+    if replaced:
+        self.result.note(f'{replaced} of its frames are made anew: their photographs changed', take=take)
+    if source['annotation'] not in (None, entry_digest(entry)):
+        self.result.note('its annotation is made anew: its masks changed', take=take)
+    problems = write_annotation(root, take, entry)
+    for problem in problems:
+        self.result.report(problem)
+    if any(isinstance(p, FileError) for p in problems):
+        return
+    write_record(root, take, source | {'annotation': entry_digest(entry)})
+    about = {'take_uid': take, 'take_name': take}
+    self.result.takes.append(Take(take, self.split, entry, about))
 
-    def _take_out(self, take: str):
-        "Remove what an earlier import made of a scene that can be imported no more"
-        folder = inside(self.result.root / 'processed', take)
-        if not (folder / 'annotation.json').exists():
-            return
-        for camera in [p.name for p in folder.iterdir() if p.is_dir()]:
-            discard_frames(self.result.root, take, camera)
-        for name in ('annotation.json', 'made_from.json'):
-            (folder / name).unlink(missing_ok=True)
-        write_lists(self.result.root, [], gone=[take])
-        self.result.note('what an earlier import made of it is taken out of the root', take=take)
+# %% ../nbs/06_photographs.ipynb #0f762a51
+@patch
+def _take_out(self: _SceneImport, take: str):
+    "Remove what an earlier import made of a scene that can be imported no more"
+    folder = inside(self.result.root / 'processed', take)
+    if not (folder / 'annotation.json').exists():
+        return
+    for camera in [p.name for p in folder.iterdir() if p.is_dir()]:
+        discard_frames(self.result.root, take, camera)
+    for name in ('annotation.json', 'made_from.json'):
+        (folder / name).unlink(missing_ok=True)
+    write_lists(self.result.root, [], gone=[take])
+    self.result.note('what an earlier import made of it is taken out of the root', take=take)
 
 # %% ../nbs/06_photographs.ipynb #cell182
 def _note_gone(result: Preparation, folder: Path):
@@ -618,6 +640,25 @@ def _note_gone(result: Preparation, folder: Path):
         scene = Path(os.path.normpath(result.root.resolve() / str(record.get('folder'))))
         if scene.parent == folder.resolve() and not scene.exists():
             result.note('its scene is not in the folder any more; what was made of it stays', take=take)
+
+# %% ../nbs/06_photographs.ipynb #6d66afac
+def _scene_folders(folder: Path, report) -> list[Path]:
+    "The folders of scenes; photographs that lie beside them are reported"
+    for stray in _visible(folder):
+        if not stray.is_dir() and PICTURE.fullmatch(stray.name):
+            report(FileError('lies beside the scenes and not in one; it is not used', file=stray.name))
+    return [p for p in _visible(folder) if p.is_dir()]
+
+# %% ../nbs/06_photographs.ipynb #5b0eb1bc
+def _import_scenes(job: _SceneImport, folders: list[Path]):
+    "Import scenes one by one, and list those that came out"
+    for scene in folders:
+        try:
+            job.scene(scene)
+        except EgoExoError as e:
+            job.result.report(e.at(take=scene.name))
+    if job.result.takes:
+        write_lists(job.result.root, job.result.takes)
 
 # %% ../nbs/06_photographs.ipynb #d24f0382
 def import_photographs(
@@ -636,19 +677,10 @@ def import_photographs(
         raise FileError('there is no such folder of scenes', file=folder)
     path = Path(annotations) if annotations else folder / 'annotations.json'
     coco = read_coco(path, result.report) if annotations or path.exists() else {}
-    for stray in _visible(folder):
-        if not stray.is_dir() and PICTURE.fullmatch(stray.name):
-            result.report(FileError('lies beside the scenes and not in one; it is not used', file=stray.name))
-    folders = [p for p in _visible(folder) if p.is_dir()]
+    folders = _scene_folders(folder, result.report)
     scenes = {p.name: [q for q in _visible(p) if PHOTOGRAPH.fullmatch(q.name)] for p in folders}
     job = _SceneImport(result, split, scenario, coco, scenes)
-    for scene in folders:
-        try:
-            job.scene(scene)
-        except EgoExoError as e:
-            result.report(e.at(take=scene.name))
-    if result.takes:
-        write_lists(result.root, result.takes)
+    _import_scenes(job, folders)
     _note_gone(result, folder)
     if not result.takes and not result.problems:
         result.report(DataError('has no sub-folder with photographs ego.jpg and exo.jpg', file=folder))

@@ -141,7 +141,8 @@ def cameras_of(
     ego = [c for c in cameras if view_of(c) == 'ego']
     if len(ego) > 1:
         raise DataError(
-            f"has {len(ego)} ego cameras ({', '.join(ego)}), and which one is meant cannot be known; the take is left out",
+            f"has {len(ego)} ego cameras ({', '.join(ego)}), and which one is meant cannot be known; "
+            'the take is left out',
             take=take,
         )
     if not ego:
@@ -216,6 +217,24 @@ class Take(NamedTuple):
         names = (self.entry.get('scenario'), self.about.get('parent_task_name'), self.about.get('task_name'))
         return {n.casefold() for n in names if isinstance(n, str)}
 
+# %% ../nbs/04a_relations.ipynb #36a5d0cd
+def _read_table(text: JsonText, keep) -> tuple[dict | None, str]:
+    "The table 'annotations' of a relations file, `None` if it has none, and which version it says it is, in words"
+    takes, version = None, ''
+    for key in text.keys() if text.sign() == '{' else ():
+        if key == 'annotations' and text.sign() == '{':
+            takes = {uid: keep(uid, text.value()) for uid in text.keys()}
+            continue
+        content = text.value()
+        if key == 'version':
+            version = f'; it says it is version {content}'
+        if key == 'annotations':
+            takes = None
+    if text.sign() == '[':
+        text.value()
+    text.end()
+    return takes, version
+
 # %% ../nbs/04a_relations.ipynb #cell044
 def read_relations(
     release: Path,  # A release
@@ -224,20 +243,8 @@ def read_relations(
 ) -> dict:  # uid → what is kept
     "The annotated takes of a split, read take by take; `DataError` for a file of another version"
     path = Path(release) / 'annotations' / f'relations_{split}.json'
-    takes, version = None, ''
     with JsonText(path) as text:
-        for key in text.keys() if text.sign() == '{' else ():
-            if key == 'annotations' and text.sign() == '{':
-                takes = {uid: keep(uid, text.value()) for uid in text.keys()}
-                continue
-            content = text.value()
-            if key == 'version':
-                version = f'; it says it is version {content}'
-            if key == 'annotations':
-                takes = None
-        if text.sign() == '[':
-            text.value()
-        text.end()
+        takes, version = _read_table(text, keep)
     if takes is not None:
         return takes
     raise DataError(
@@ -262,6 +269,26 @@ def read_splits(path: str | Path) -> dict:  # split → uids
         return splits
     raise DataError('is not a table of splits, each a list of takes', file=path)
 
+# %% ../nbs/04a_relations.ipynb #5b8fc7eb
+def _takes_of(release: Path, split: str, order: dict, about: dict, report, asked) -> list[Take]:
+    "The sound takes of a split, in its order; what is wrong with others is reported"
+    try:
+        entries = read_relations(release, split, lambda uid, entry: _checked(uid, split, entry, about, asked))
+    except EgoExoError as e:
+        report(e)
+        return []
+    takes = []
+    for uid in order.get(split, entries):
+        if uid not in entries:
+            report(DataError(f'is in split.json but not in relations_{split}.json', take=uid))
+            continue
+        take, problems = entries[uid]
+        for problem in problems:
+            report(problem)
+        if take:
+            takes.append(take)
+    return takes
+
 # %% ../nbs/04a_relations.ipynb #cell048
 def read_release(
     release: str | Path,  # A release (method, Release)
@@ -279,24 +306,7 @@ def read_release(
         report(e)
     order = read_splits(release / 'split.json') if (release / 'split.json').exists() else {}
     for split in splits:
-
-        def checked(uid, entry, split=split):
-            return _checked(uid, split, entry, about, asked)
-
-        try:
-            entries = read_relations(release, split, checked)
-        except EgoExoError as e:
-            report(e)
-            continue
-        for uid in order.get(split, entries):
-            if uid not in entries:
-                report(DataError(f'is in split.json but not in relations_{split}.json', take=uid))
-                continue
-            take, problems = entries[uid]
-            for problem in problems:
-                report(problem)
-            if take:
-                takes.append(take)
+        takes += _takes_of(release, split, order, about, report, asked)
     return takes
 
 # %% ../nbs/04a_relations.ipynb #5af6e7f0

@@ -6,13 +6,18 @@
 __all__ = ['video_path', 'frame_path', 'frames_on_disk', 'some_frames', 'extract_frames', 'file_fingerprint', 'entry_digest',
            'read_record', 'write_record', 'video_facts', 'discard_frames', 'why_stale', 'common_rate', 'off_rate',
            'off_length', 'same_shape', 'frame_size', 'drop_misfits', 'write_annotation', 'is_complete', 'write_lists',
-           'download_take', 'Preparation', 'record_of', 'prepare']
+           'download_take', 'Preparation', 'record_of', 'finish', 'prepare']
 
 # %% ../nbs/04b_release.ipynb #5664a5e2
 import hashlib, json, os, shutil, subprocess, threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+
+from fastcore import basics
+
+# %% ../nbs/04b_release.ipynb #cfb1bbd8
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -92,7 +97,8 @@ def _why_lost(video: Path, lost) -> str:
     there = len(times.stamps)
     if min(lost) >= max(there, times.announced):
         return f'asks for {some_frames(lost)} past the end of the video, which has {there}'
-    return f'{some_frames(lost)} cannot be read, the video is truncated or damaged: of {times.announced} frames {there} are certain'
+    certain = f'of {times.announced} frames {there} are certain'
+    return f'{some_frames(lost)} cannot be read, the video is truncated or damaged: {certain}'
 
 # %% ../nbs/04b_release.ipynb #cell059
 def extract_frames(
@@ -309,6 +315,17 @@ def drop_misfits(
 
     return [problem(camera, *all_wrong[0]) for camera, all_wrong in wrong.items()]
 
+# %% ../nbs/04b_release.ipynb #d21c0f1d
+def _annotation(entry: dict, masks: dict, there: dict) -> dict:
+    "What `annotation.json` says of a take, whose frames are `there` by camera"
+    return {
+        'scenario': entry.get('scenario', ''),
+        'take_name': entry['take_name'],
+        'object_masks': entry['object_masks'],
+        'masks': masks,
+        'subsample_idx': sorted(set().union(*there.values())),
+    }
+
 # %% ../nbs/04b_release.ipynb #7cfb770e
 def write_annotation(
     root: str | Path,  # The root
@@ -325,15 +342,8 @@ def write_annotation(
         return [DataError('has not a frame of both views on disk; the take is left out', take=take)]
     masks, problems = read_masks(entry, take, there)
     problems += drop_misfits(masks, root, take)
-    content = {
-        'scenario': entry.get('scenario', ''),
-        'take_name': entry['take_name'],
-        'object_masks': entry['object_masks'],
-        'masks': masks,
-        'subsample_idx': sorted(set().union(*there.values())),
-    }
     try:
-        write_json(path, content)
+        write_json(path, _annotation(entry, masks, there))
     except FileError as e:
         problems.append(e.at(take=take))
     return problems
@@ -397,7 +407,8 @@ def download_take(
     "Fetch the videos of one take with Ego-Exo4D's downloader; `FileError` with its last words if it fails"
     if shutil.which('egoexo') is None:
         raise ArgumentError(
-            "the downloader 'egoexo' is not on the PATH; install it with 'pip install ego4d' and set up the licence's keys"
+            "the downloader 'egoexo' is not on the PATH; "
+            "install it with 'pip install ego4d' and set up the licence's keys"
         )
     command = ['egoexo', '-o', str(folder), '--parts', part, '--uids', uid, '--yes']
     answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
@@ -461,61 +472,70 @@ class _Extraction:
         facts = {c: f or self.old.get('videos', {}).get(c) for c, f in self.facts.items()}
         return {c: f for c, f in facts.items() if f}
 
-    def _discard(self, wanted: dict):
-        "Remove frames that are stale or, where the record says that they are ours, not wanted any more"
-        uid, old = self.take.uid, self.old.get('videos', {})
-        unnoted = [c for c in self.videos if c not in old and frames_on_disk(self.root, uid, c)]
-        for camera in old.keys() - self.videos.keys():
+# %% ../nbs/04b_release.ipynb #66694ca1
+@basics.patch
+def _discard(self: _Extraction, wanted: dict):
+    "Remove frames that are stale or, where the record says that they are ours, not wanted any more"
+    uid, old = self.take.uid, self.old.get('videos', {})
+    unnoted = [c for c in self.videos if c not in old and frames_on_disk(self.root, uid, c)]
+    for camera in old.keys() - self.videos.keys():
+        discard_frames(self.root, uid, camera)
+    for camera, video in self.videos.items():
+        why = why_stale(self.root, uid, camera, video, self.facts[camera], old.get(camera, {}))
+        if why:
+            self.result.note(f'its frames are made anew: {why}', take=uid, camera=camera)
+        if why or camera in self.off:
             discard_frames(self.root, uid, camera)
-        for camera, video in self.videos.items():
-            why = why_stale(self.root, uid, camera, video, self.facts[camera], old.get(camera, {}))
-            if why:
-                self.result.note(f'its frames are made anew: {why}', take=uid, camera=camera)
-            if why or camera in self.off:
-                discard_frames(self.root, uid, camera)
-            elif camera in old:
-                discard_frames(self.root, uid, camera, keep=wanted[camera])
-        if kept := [c for c in unnoted if frames_on_disk(self.root, uid, c)]:
-            self._note_unnoted(kept)
+        elif camera in old:
+            discard_frames(self.root, uid, camera, keep=wanted[camera])
+    if kept := [c for c in unnoted if frames_on_disk(self.root, uid, c)]:
+        self._note_unnoted(kept)
 
-    def _note_unnoted(self, cameras: list[str]):
-        "Note frames that are believed, and why"
-        seen = (
-            'one frame of each came out of its video again'
-            if all(self.facts[c] for c in cameras)
-            else 'their videos are not at hand'
-        )
-        self.result.note(
-            f"nobody noted which videos its frames of {', '.join(cameras)} are of; {seen}, and they stay",
-            take=self.take.uid,
-        )
+# %% ../nbs/04b_release.ipynb #43060aa8
+@basics.patch
+def _note_unnoted(self: _Extraction, cameras: list[str]):
+    "Note frames that are believed, and why"
+    seen = (
+        'one frame of each came out of its video again'
+        if all(self.facts[c] for c in cameras)
+        else 'their videos are not at hand'
+    )
+    self.result.note(
+        f"nobody noted which videos its frames of {', '.join(cameras)} are of; {seen}, and they stay",
+        take=self.take.uid,
+    )
 
-    def finish(self):
-        "Wait for the videos, write the annotation and its digest"
-        for job in self.jobs:
-            written, problems = job.result()
-            self.result.written += written
-            for problem in problems:
-                self.result.report(problem)
-        for camera, why in self.off.items():
-            self.result.report(DataError(why, take=self.take.uid, camera=camera))
-        if why := off_length(self.facts):
-            self.result.report(DataError(why, take=self.take.uid))
-        if self.jobs or not is_complete(self.root, self.take):
-            self._annotate()
-        if inside(self.root / 'processed', self.take.uid, 'annotation.json').exists():
-            self.result.takes.append(self.take)
-
-    def _annotate(self):
-        uid, digest = self.take.uid, entry_digest(self.take.entry)
-        if self.old.get('annotation') not in (None, digest):
-            self.result.note('its annotation is made anew: the release has another one now', take=uid)
-        problems = write_annotation(self.root, uid, self.take.entry)
+# %% ../nbs/04b_release.ipynb #f610a6c3
+@basics.patch
+def finish(self: _Extraction):
+    "Wait for the videos, write the annotation and its digest"
+    for job in self.jobs:
+        written, problems = job.result()
+        self.result.written += written
         for problem in problems:
             self.result.report(problem)
-        if any(isinstance(p, FileError) for p in problems):
-            return
-        write_record(self.root, uid, self.record | {'annotation': digest})
+    for camera, why in self.off.items():
+        self.result.report(DataError(why, take=self.take.uid, camera=camera))
+    if why := off_length(self.facts):
+        self.result.report(DataError(why, take=self.take.uid))
+    if self.jobs or not is_complete(self.root, self.take):
+        self._annotate()
+    if inside(self.root / 'processed', self.take.uid, 'annotation.json').exists():
+        self.result.takes.append(self.take)
+
+# %% ../nbs/04b_release.ipynb #9300d73b
+@basics.patch
+def _annotate(self: _Extraction):
+    "Write the annotation, and its digest into the record"
+    uid, digest = self.take.uid, entry_digest(self.take.entry)
+    if self.old.get('annotation') not in (None, digest):
+        self.result.note('its annotation is made anew: the release has another one now', take=uid)
+    problems = write_annotation(self.root, uid, self.take.entry)
+    for problem in problems:
+        self.result.report(problem)
+    if any(isinstance(p, FileError) for p in problems):
+        return
+    write_record(self.root, uid, self.record | {'annotation': digest})
 
 # %% ../nbs/04b_release.ipynb #cell079
 def _prepare_takes(takes, result: Preparation, pool, bar, release: Path, part: str):
@@ -554,6 +574,29 @@ def _download_takes(takes, result: Preparation, pool, bar, release: Path, part: 
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+# %% ../nbs/04b_release.ipynb #741db458
+@contextmanager
+def _decoding(takes: list[Take], result: Preparation, workers: int | None):
+    "A pool to decode the takes' videos in, and a bar that counts them; an error lets go of what waits"
+    from tqdm import tqdm
+
+    videos = sum(len({c for m in t.entry['object_masks'].values() for c in m}) for t in takes)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, tqdm(total=videos, unit='video', disable=None) as bar:
+        try:
+            yield pool, bar
+        except BaseException:
+            result.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _list_takes(takes: list[Take], result: Preparation, everything: list[Take]):
+    "The root's lists, without those of the takes that are not in it any more"
+    there = {t.uid for t in takes if (result.root / 'processed' / t.uid / 'annotation.json').exists()}
+    gone = {t.uid for t in takes} - there - {t.uid for t in result.takes}
+    if result.takes or (result.root / 'takes.json').exists():
+        write_lists(result.root, result.takes, everything, gone)
+
 # %% ../nbs/04b_release.ipynb #cell080
 def _note_others(result: Preparation, everything: list[Take], splits):
     "Note takes of these splits that are in the root and not in the release: withdrawn ones, or another release's"
@@ -580,8 +623,6 @@ def prepare(
     strict: bool = False,  # Stop at the first problem
 ) -> Preparation:  # What was done and what went wrong; its text is the summary
     "Extract the annotated frames and masks of a release; goes on where an earlier run was stopped"
-    from tqdm import tqdm
-
     release, result = Path(release), Preparation(root, strict)
     if unknown := set(splits) - set(SPLITS):
         raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
@@ -591,23 +632,11 @@ def prepare(
         takes = select_takes(everything, scenario, uids, result.report)
     except ArgumentError as e:
         raise ArgumentError('; '.join(map(str, (e, *result.problems)))) from None
-    videos = sum(len({c for m in t.entry['object_masks'].values() for c in m}) for t in takes)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, tqdm(total=videos, unit='video', disable=None) as bar:
-        try:
-            if download:
-                _download_takes(takes, result, pool, bar, release, part, keep_videos)
-            else:
-                _prepare_takes(takes, result, pool, bar, release, part)
-        except BaseException:
-            result.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-    def is_gone(uid):
-        return not (result.root / 'processed' / uid / 'annotation.json').exists()
-
-    gone = {t.uid for t in takes if is_gone(t.uid)} - {t.uid for t in result.takes}
-    if result.takes or (result.root / 'takes.json').exists():
-        write_lists(result.root, result.takes, everything, gone)
+    with _decoding(takes, result, workers) as (pool, bar):
+        if download:
+            _download_takes(takes, result, pool, bar, release, part, keep_videos)
+        else:
+            _prepare_takes(takes, result, pool, bar, release, part)
+    _list_takes(takes, result, everything)
     _note_others(result, everything, splits)
     return result

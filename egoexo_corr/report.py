@@ -62,7 +62,10 @@ def published() -> pd.DataFrame:  # Indexed by key: model, iou, iou_std, shape_a
     return table
 
 # %% ../nbs/15a_report.ipynb #cell010
-ARCHIVE_URL = 'https://raw.githubusercontent.com/marcolomele/exo-ego-correspondence/e2ea0f1a7c743c05943fb7a6f4b1ca7a05b67629/results'
+ARCHIVE_URL = (
+    'https://raw.githubusercontent.com/marcolomele/exo-ego-correspondence/'
+    'e2ea0f1a7c743c05943fb7a6f4b1ca7a05b67629/results'
+)
 
 _ARCHIVE = """
 d63a0916bab355f459048c68e7b31be249f6b5ccdcf6bd3cd68dff8be10fdbb0  casa_gio_baseline/exo2egoGT.json
@@ -96,7 +99,7 @@ b29b08027eb1f45df417fd107886b9274325a6071070ea65d7607e740e9f94f6  training_run_d
 """
 ARCHIVE = {path: digest for digest, path in (line.split('  ') for line in _ARCHIVE.strip().splitlines())}
 
-
+# %% ../nbs/15a_report.ipynb #86f1f4c0
 def archive_file(
     path: str,  # Path in the report's `results/` folder
 ) -> Path:
@@ -125,8 +128,9 @@ def archive_missing() -> str | None:
         archive_file('timing_profile_dinov2_onthefly/timing_log.txt')
     except EgoExoError as e:
         return (
-            f"The report's archived predictions cannot be had: {e.message.split(';')[0]}. To recompute its table, clone "
-            'github.com/marcolomele/exo-ego-correspondence and set EGOEXO_CORR_REPORT_RESULTS to its results/ folder.'
+            f"The report's archived predictions cannot be had: {e.message.split(';')[0]}. To recompute its table, "
+            'clone github.com/marcolomele/exo-ego-correspondence and set EGOEXO_CORR_REPORT_RESULTS to its results/ '
+            'folder.'
         )
 
 # %% ../nbs/15a_report.ipynb #cell014
@@ -395,7 +399,7 @@ def _complete(observations: pd.DataFrame) -> pd.DataFrame:
 def shared_pairs(
     a: Result, b: Result
 ) -> pd.DataFrame:  # PAIR, exists_gt, and each metric with suffixes _a, _b and d_ for b − a
-    "The observations of pairs that two results share; d_balanced_acc is 1 where only b is right about existence, −1 where only a"
+    "Observations of shared pairs; d_balanced_acc is 1 where only b is right about existence, −1 where only a"
     frames = (_complete(r.observations) for r in (a, b))
     both = next(frames).merge(next(frames), on=PAIR, suffixes=('_a', '_b'), validate='one_to_one')
     if not (both.exists_gt_a == both.exists_gt_b).all():
@@ -652,7 +656,7 @@ DOMR                             | .497 / – / – / –             | .552 / �
 ObjectRelator                    | .443 / – / – / –             | .509 / – / – / –             | frames and text |                                | val, release 1  | second-hand
 """
 
-
+# %% ../nbs/15a_report.ipynb #41a4253f
 def related_work() -> (
     pd.DataFrame
 ):  # By (system, split); columns (direction, metric), ('', 'looks at' | 'with' | 'source')

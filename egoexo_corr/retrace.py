@@ -17,25 +17,31 @@ def ask_back(
     rivals: Tensor,  # [R, N], other things of the source view and the same candidates
     same: Tensor,  # bool [B, R], where a rival is the object itself, and so none
     temperature: float = 0.07,
-) -> Tensor:  # [B, N], similarities that are lower by temperature · −log of the probability that the candidate's match is the object
+) -> Tensor:  # [B, N], lower by temperature · −log of the probability that the candidate's match is the object
     "Similarities after asking the candidates back"
     asked = torch.cat(
         [similarity[:, None], rivals.expand(len(similarity), -1, -1).masked_fill(same[..., None], -torch.inf)], 1
     )
     return similarity + temperature * (asked / temperature).log_softmax(1)[:, 0]
 
+# %% ../nbs/11b_retrace.ipynb #ef456490
+def _votes(scores: np.ndarray, here: np.ndarray, there: np.ndarray) -> tuple:  # int64 [V], things; [V], their matches
+    "Things and candidates that are each other's best by scores [S, N], of those whose places are known"
+    best = scores.argmax(1)
+    mutual = scores.argmax(0)[best] == np.arange(len(best))
+    votes = np.flatnonzero(mutual & np.isfinite(here).all(1) & np.isfinite(there[best]).all(1))
+    return votes, best[votes]
+
 # %% ../nbs/11b_retrace.ipynb #2fafa8cf
 def geometric_prior(
     similarity: Tensor,  # [S, N], all things of the source view and the candidates
-    source_places: np.ndarray,  # float [S, 2], centroids of the things, row and column in image heights; NaN for an empty mask
+    source_places: np.ndarray,  # float [S, 2], their centroids, row and column in image heights; NaN for an empty mask
     dest_places: np.ndarray,  # float [N, 2], those of the candidates
     radius: float = 1 / 7,  # How far from its place a match may be, in image heights
     lowest: float = -4.0,  # Log of the prior of a candidate that is anywhere else
     rounds: int = 3,  # Of voting
     temperature: float = 0.07,
-) -> (
-    Tensor
-):  # float32 [S, N], temperature · log prior, to be added to similarities; zeros where fewer than four things vote
+) -> Tensor:  # float32 [S, N], temperature · log prior, to be added to similarities; zeros with fewer than four votes
     "Where the other matches of two frames expect each thing to be"
     import cv2
 
@@ -44,12 +50,10 @@ def geometric_prior(
     check_shape('dest_places', there, (similarity.shape[1], 2), 'candidates, 2')
     likely, prior = similarity.detach().cpu().double().numpy() / temperature, np.zeros(similarity.shape)
     for _ in range(rounds if prior.size else 0):
-        best = (likely + prior).argmax(1)
-        mutual = (likely + prior).argmax(0)[best] == np.arange(len(best))
-        votes = np.flatnonzero(mutual & np.isfinite(here).all(1) & np.isfinite(there[best]).all(1))
+        votes, best = _votes(likely + prior, here, there)
         if len(votes) < 4:
             break
-        affine, _ = cv2.estimateAffine2D(here[votes], there[best[votes]], ransacReprojThreshold=radius)
+        affine, _ = cv2.estimateAffine2D(here[votes], there[best], ransacReprojThreshold=radius)
         if affine is None:
             break
         away = ((here @ affine[:, :2].T + affine[:, 2])[:, None] - there) ** 2

@@ -294,7 +294,7 @@ def prepared_size(
 def encode_frame(
     image: np.ndarray,  # uint8 [H, W, 3], RGB
     view: str,  # 'ego' or 'exo'
-    smooth: bool = False,  # Average over the area (for photographs) and not between two pixels (as the reference does for videos)
+    smooth: bool = False,  # Average over the area (photographs), not between two pixels (videos, as the reference)
 ) -> bytes:  # JPEG
     "A frame at its prepared size, as the root keeps it"
     import cv2

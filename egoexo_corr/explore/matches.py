@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import ipywidgets as W
 from fastcore.basics import patch
+
+# %% ../../nbs/19_explore_matches.ipynb #72135901
 from ..core import ArgumentError, Direction
 from ..masks import PALETTE, draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
 from ..video import save_frame
@@ -22,9 +24,17 @@ from ..images import resize_image
 from ..dataset import load_frame
 from ..photographs import read_photograph
 from ..proposals import Proposer
-from .panels import Explorer, Panel, Screen, caption_strip, index_map, paint_map
-from .pairs import EXISTS
-from .results import TRUTH
+from egoexo_corr.explore.panels import (
+    EXISTS,
+    TRUTH,
+    Explorer,
+    Panel,
+    Screen,
+    caption_strip,
+    index_map,
+    paint_map,
+    sized,
+)
 
 # %% ../../nbs/19_explore_matches.ipynb #062d5cba
 class Scene(NamedTuple):
@@ -61,10 +71,9 @@ class PairScenes:
         pairs, pair, names = self.pairs, self.pairs[i], self.pairs.names(i)
         take, source, dest, frame = pairs.keys[i]
         here, seen = pairs.objects(take, source, frame), pairs.objects(take, dest, frame)
-        images = tuple(load_frame(pairs.root, take, c, frame) for c in (source, dest))
         return Scene(
             f'{take[:8]}, {source} → {dest}, frame {frame}',
-            images,
+            tuple(load_frame(pairs.root, take, c, frame) for c in (source, dest)),
             [here[n] for n in names],
             names,
             [seen.get(n) for n in names],
@@ -93,30 +102,24 @@ class PhotoScene:
         features = LiveFeatures(self.folder.name, backbone, pool)
         self.sides = [self._side(features, propose, *x) for x in zip(photographs, (way.source, way.dest))]
 
-    def _side(self, features, propose, photograph, view: str) -> tuple:  # Image, masks, descriptors, map
-        "One photograph, reduced as a frame would be"
-        where = 'photographs', {'ego': 'aria01', 'exo': 'cam01'}[view], 0
-        save_frame(frame_path(self.folder.name, *where), read_photograph(photograph)[0], view, smooth=True)
-        image = load_frame(self.folder.name, *where)
-        found = propose([image], view)[0]
-        descriptors = features.descriptors('proposals', *where, dict(enumerate(found.rles)), found.boxes)
-        return image, found.rles, descriptors, features.map(*where)
-
     def __len__(self):
         return 1
 
     def __getitem__(self, i: int) -> Scene:
         images, masks, descriptors, maps = zip(*self.sides)
-        return Scene(
-            self.title,
-            images,
-            masks[0],
-            [f'proposal {k}' for k in range(len(masks[0]))],
-            None,
-            masks[1],
-            *descriptors,
-            maps,
-        )
+        names = [f'proposal {k}' for k in range(len(masks[0]))]
+        return Scene(self.title, images, masks[0], names, None, masks[1], *descriptors, maps)
+
+# %% ../../nbs/19_explore_matches.ipynb #9a2fd1f0
+@patch
+def _side(self: PhotoScene, features, propose, photograph, view: str) -> tuple:  # Image, masks, descriptors, map
+    "One photograph, reduced as a frame would be"
+    where = 'photographs', {'ego': 'aria01', 'exo': 'cam01'}[view], 0
+    save_frame(frame_path(self.folder.name, *where), read_photograph(photograph)[0], view, smooth=True)
+    image = load_frame(self.folder.name, *where)
+    found = propose([image], view)[0]
+    descriptors = features.descriptors('proposals', *where, dict(enumerate(found.rles)), found.boxes)
+    return image, found.rles, descriptors, features.map(*where)
 
 # %% ../../nbs/19_explore_matches.ipynb #cell099
 def heat_colors(
@@ -146,6 +149,15 @@ def attention_picture(
         .astype(np.uint8)
     )
 
+# %% ../../nbs/19_explore_matches.ipynb #5ad7c56d
+def _scenes(dataset, backbone, direction: str, **kwargs):
+    "The scenes of frame pairs, or of two photographs"
+    if not isinstance(dataset, (tuple, list)):
+        return PairScenes(dataset)
+    if len(dataset) != 2 or backbone is None:
+        raise ArgumentError('photographs are two files, and need a backbone')
+    return PhotoScene(dataset, backbone, direction, **kwargs)
+
 # %% ../../nbs/19_explore_matches.ipynb #2e728173
 class MatchExplorer(Explorer):
     "What a matcher sees: the similarity of every proposal, the top five, and where each attention head looks"
@@ -156,17 +168,11 @@ class MatchExplorer(Explorer):
         dataset,  # `training.FramePairs`, or two files of photographs: source, destination
         backbone=None,  # For photographs: from `backbones.load`
         direction: str = 'exo2ego',  # For photographs: which view is which
-        geometry: bool = False,  # For frame pairs with rivals: expect a proposal where the other matches put it (`omama.geometric_prior`)
+        geometry: bool = False,  # With rivals: expect the object where other matches put it (`omama.geometric_prior`)
         **kwargs,  # For photographs: more arguments of `PhotoScene`
     ):
-        photographs = isinstance(dataset, (tuple, list))
-        if photographs and (len(dataset) != 2 or backbone is None):
-            raise ArgumentError('photographs are two files, and need a backbone')
-        self.model, self.geometry, self.scenes = (
-            model,
-            geometry,
-            PhotoScene(dataset, backbone, direction, **kwargs) if photographs else PairScenes(dataset),
-        )
+        self.model, self.geometry = model, geometry
+        self.scenes = _scenes(dataset, backbone, direction, **kwargs)
         self.views, self.gaze = screens = [Screen(1110, 480), Screen(800, 226)]
         super().__init__(screens)
         self.source, self.dest = Panel(self.views, (5, 24, 545, 450)), Panel(self.views, (560, 24, 490, 450))
@@ -179,32 +185,36 @@ class MatchExplorer(Explorer):
         self.views.hear(button_press=self.clicked)
         self.load()
 
-    @property
-    def caption(self) -> str:
-        return (
-            f'{self.scene.title} · {self.names[self.object.value]}' if self.names else f'{self.scene.title} · no object'
-        )
+# %% ../../nbs/19_explore_matches.ipynb #cb35e549
+@patch
+def next(self: MatchExplorer):
+    "The next object, and after the last the next frame"
+    self.step(1)
 
-    @property
-    def names(self):
-        return self.scene.names
 
-    def next(self):
-        "The next object, and after the last the next frame"
-        self.step(1)
+@patch
+def previous(self: MatchExplorer):
+    "The object before"
+    self.step(-1)
 
-    def previous(self):
-        "The object before"
-        self.step(-1)
+# %% ../../nbs/19_explore_matches.ipynb #b771450e
+@patch(as_prop=True)
+def names(self: MatchExplorer) -> list[str]:
+    "Of the objects that can be asked for"
+    return self.scene.names
+
+
+@patch(as_prop=True)
+def caption(self: MatchExplorer) -> str:
+    return f"{self.scene.title} · {self.names[self.object.value] if self.names else 'no object'}"
 
 # %% ../../nbs/19_explore_matches.ipynb #cell103
 @patch
 def _controls(self: MatchExplorer):
     "Make the controls and lay them out"
-    box = lambda width, **kw: dict(layout=W.Layout(width=f'{width}px'), style=dict(description_width='auto'), **kw)
     n = len(self.scenes)
-    self.frame = W.IntSlider(description='frame pair', max=max(n - 1, 1), disabled=n == 1, readout=False, **box(420))
-    self.object, self.place = W.Dropdown(description='object', **box(300)), W.Label()
+    self.frame = W.IntSlider(description='frame pair', max=max(n - 1, 1), disabled=n == 1, readout=False, **sized(420))
+    self.object, self.place = W.Dropdown(description='object', **sized(300)), W.Label()
     self.side = W.ToggleButtons(
         options=[('object in the destination', 'dest'), ('candidate in the source', 'source')],
         style=dict(button_width='180px'),
@@ -250,7 +260,7 @@ def load(self: MatchExplorer, k: int = 0):
 # %% ../../nbs/19_explore_matches.ipynb #cf32bf94
 @patch
 def matched(self: MatchExplorer, s: Scene):
-    "The match of a scene's objects, on the CPU; with rivals, after asking back, and after looking at places if that is wanted"
+    "The match of a scene's objects, on the CPU; with rivals, after asking back, and looking at places if wanted"
     from egoexo_corr.omama import Match
     from egoexo_corr.prediction import Shown, matched
 
@@ -324,20 +334,21 @@ def _draw_dest(self: MatchExplorer):
         EXISTS.get(known, 'black'),
         note='' if s.proposals else 'no proposal here',
     )
-    for rank, (y, x) in [*enumerate(rle_centroids([s.proposals[k] for k in five]) * scale, 1)][::-1]:
-        self.dest.add(
-            self.dest.ax.text(
-                x,
-                y,
-                str(rank),
-                ha='center',
-                va='center',
-                fontsize=9,
-                weight='bold',
-                bbox=dict(boxstyle='circle,pad=.15', fc='white', ec='0.3', lw=0.6),
-            )
-        )
+    self._write_ranks(rle_centroids([s.proposals[k] for k in five]) * scale)
     self._draw_scale()
+
+# %% ../../nbs/19_explore_matches.ipynb #ae733144
+@patch
+def _write_ranks(
+    self: MatchExplorer,
+    places: np.ndarray,  # (y, x) in the picture, the first rank first
+):
+    "Numbers on the top five, the first above the others"
+    circle = dict(boxstyle='circle,pad=.15', fc='white', ec='0.3', lw=0.6)
+    for rank, (y, x) in reversed([*enumerate(places, 1)]):
+        self.dest.add(
+            self.dest.ax.text(x, y, str(rank), ha='center', va='center', fontsize=9, weight='bold', bbox=circle)
+        )
 
 # %% ../../nbs/19_explore_matches.ipynb #838b26ad
 @patch
@@ -354,8 +365,8 @@ def _draw_scale(self: MatchExplorer):
     self.scale.set_title('similarity', fontsize=8.5, loc='left')
 
 # %% ../../nbs/19_explore_matches.ipynb #82d41fb7
-@property
-def _proposal_table(self: MatchExplorer) -> pd.DataFrame:
+@patch(as_prop=True)
+def selection(self: MatchExplorer) -> pd.DataFrame:
     "All proposals for the chosen object, the most similar first"
     k, s = self.ranking, self.scene
     return pd.DataFrame(
@@ -369,9 +380,6 @@ def _proposal_table(self: MatchExplorer) -> pd.DataFrame:
     )
 
 # %% ../../nbs/19_explore_matches.ipynb #d291f82c
-MatchExplorer.selection = _proposal_table
-
-
 @patch
 def _tell(self: MatchExplorer):
     "The top five in a table, and what the matcher thinks of existence"
@@ -387,9 +395,12 @@ def _tell(self: MatchExplorer):
     [similarity] = self.on_device(self.match.similarity)
     with torch.no_grad():
         there = self.model.existence(self.match._replace(similarity=similarity)).softmax(1)[self.object.value, 1].item()
-    self.status.value = f'confidence {1 / (1 + np.exp(-self.similarity.max())):.2f}, the sigmoid of the highest similarity; `existence` gives {there:.2f}'
+    confidence = 1 / (1 + np.exp(-self.similarity.max()))
+    self.status.value = (
+        f'confidence {confidence:.2f}, the sigmoid of the highest similarity; `existence` gives {there:.2f}'
+    )
 
-
+# %% ../../nbs/19_explore_matches.ipynb #32d8ac5f
 @patch
 def pictures(self: MatchExplorer) -> list:
     "Both views, and the heads beside the top five"
