@@ -32,7 +32,7 @@ def _stopped(command: str, code: int):
 
 # %% ../nbs/20_cli.ipynb #76b0b99e
 def _one_line_errors(f):
-    "`f`, with a Ctrl-C, an `EgoExoError` or a full or read-only disk turned into one line and `core.exit_code`, on a terminal of any encoding"
+    "`f`, with a Ctrl-C, an `EgoExoError`, a full or read-only disk as one line and `core.exit_code`, in any encoding"
 
     @wraps(f)
     def g(*args, **kwargs):
@@ -94,7 +94,7 @@ def egoexo_prepare(
     splits: str = 'train,val,test',  # Only these splits
     uids: str = None,  # Only these takes
     part: str = 'takes',  # Which videos the downloader fetched: takes, or downscaled_takes/448
-    download: store_true = False,  # Fetch missing videos take by take with Ego-Exo4D's downloader, delete them after extraction
+    download: store_true = False,  # Fetch missing videos take by take with Ego-Exo4D's downloader, extract, delete them
     keep_videos: store_true = False,  # Keep what was downloaded
     workers: int = None,  # Videos decoded at once
     strict: store_true = False,  # Stop at the first problem
@@ -236,6 +236,24 @@ def _describe_truth(root, backbone, direction, splits, strict):
 
     return describe_all(features.store, 'truth', masks_of, pool, direction, splits, strict)
 
+# %% ../nbs/20_cli.ipynb #7b3620b8
+def _report(what: str, done):
+    "Print what became of a store's frames, an `Extraction`"
+    print(
+        f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed',
+        *done.failed,
+        sep='\n- ',
+        flush=True,
+    )
+    if done.changed:
+        print(f'note: {done.changed} frames had {what} of another picture; theirs are made anew', flush=True)
+    if done.unknown:
+        print(
+            f'note: {done.unknown} frames had {what} of before it was noted what they are made from; '
+            'theirs are made anew',
+            flush=True,
+        )
+
 # %% ../nbs/20_cli.ipynb #a475aada
 @call_parse
 @_one_line_errors
@@ -268,19 +286,7 @@ def egoexo_features(
     }
     if this_process().is_main_process:
         for what, done in jobs.items():
-            print(
-                f'{what}: {done.made} frames made, {done.kept} kept, {len(done.failed)} failed',
-                *done.failed,
-                sep='\n- ',
-                flush=True,
-            )
-            if done.changed:
-                print(f'note: {done.changed} frames had {what} of another picture; theirs are made anew', flush=True)
-            if done.unknown:
-                print(
-                    f'note: {done.unknown} frames had {what} of before it was noted what they are made from; theirs are made anew',
-                    flush=True,
-                )
+            _report(what, done)
     if any(done.failed for done in jobs.values()):
         _stop('not every frame has features')
 
@@ -294,6 +300,15 @@ def _pool(text: str | None):
         raise ArgumentError(f'two numbers are needed, for ego and exo tokens, not {text!r}')
     return dict(zip(('ego', 'exo'), sides))
 
+# %% ../nbs/20_cli.ipynb #fa7dca88
+def _preset(name: str) -> dict:
+    "The settings of a preset"
+    from egoexo_corr.runs import PRESETS
+
+    if name not in PRESETS:
+        raise ArgumentError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
 # %% ../nbs/20_cli.ipynb #2eedb820
 @call_parse
 @_one_line_errors
@@ -301,7 +316,7 @@ def egoexo_train(
     root: str,  # A root with pairs, proposals and features
     name: str,  # Of the run, below ROOT/runs
     direction: str = 'exo2ego',  # exo2ego or ego2exo
-    features: str = 'efficientnet-lite0',  # A backbone's name in the feature store; '-reference' is added where the rule says so
+    features: str = 'efficientnet-lite0',  # A backbone's name in the feature store; '-reference' is added by the rule
     proposals: str = 'fastsam',  # Of the store, below ROOT/proposals
     pool: str = None,  # Average tokens in squares for attention: two sides, ego and exo, such as 2,2
     preset: str = 'report',  # report, report-dinov3 or reference: O-MaMa; mini: Retrace
@@ -330,11 +345,8 @@ def egoexo_train(
     from egoexo_corr.core import this_process
     from egoexo_corr.proposals import ProposalStore
     from egoexo_corr.frames import StoredFeatures
-    from egoexo_corr.runs import PRESETS
     from egoexo_corr.training import fit
 
-    if preset not in PRESETS:
-        raise ArgumentError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     given = dict(
         epochs=epochs,
         batch_size=batch_size,
@@ -351,24 +363,12 @@ def egoexo_train(
         balanced=balanced or None,
         seed=seed,
     )
-    settings = PRESETS[preset] | {k: v for k, v in given.items() if v is not None}
+    settings = _preset(preset) | {k: v for k, v in given.items() if v is not None}
     if settings['rule'] == 'reference':
         features = f"{features.removesuffix('-reference')}-reference"
     stored, proposed = StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals)
-    run = fit(
-        root,
-        name,
-        stored,
-        proposed,
-        direction,
-        resume,
-        restart,
-        mixed_precision=mixed_precision,
-        device=device,
-        readers=readers,
-        log_with=log_with,
-        **settings,
-    )
+    how = dict(mixed_precision=mixed_precision, device=device, readers=readers, log_with=log_with)
+    run = fit(root, name, stored, proposed, direction, resume, restart, **how, **settings)
     if this_process().is_main_process:
         print(run.history.round(4).to_string(index=False))
 
@@ -419,11 +419,8 @@ def egoexo_predict(
     from egoexo_corr.training import prediction_inputs, run_scores, why_anew
 
     trained, features, stored = _opened_run(root, run, proposals)
-    direction, out, other = (
-        trained.config['direction'],
-        Path(out or trained.folder / f'predictions_{split}.json'),
-        proposals is not None,
-    )
+    direction, other = trained.config['direction'], proposals is not None
+    out = Path(out or trained.folder / f'predictions_{split}.json')
     made_from = prediction_inputs(trained, split, features, stored, which, other)
     scores, why = run_scores(trained, features, which, device), why_anew(out, made_from)
     answers = predict(scores, trained.pairs(split, features, stored, other=other)) if why else None
@@ -440,7 +437,7 @@ def egoexo_predict(
 
 # %% ../nbs/20_cli.ipynb #cell034
 def _check_same_annotations(gt, pred):
-    "`DataError` if a ground truth and predictions that `egoexo_predict` wrote are of other annotations; of other files nobody knows"
+    "`DataError` if a ground truth and predictions of `egoexo_predict` are of other annotations; others nobody knows"
     from egoexo_corr.dataset import read_note, what_changed
 
     there, here = (
@@ -452,7 +449,8 @@ def _check_same_annotations(gt, pred):
     ]
     if changed := what_changed(*of):
         raise DataError(
-            f"these predictions are of other annotations than the ground truth: {changed}; make both anew with 'egoexo_predict --gt'",
+            f"these predictions are of other annotations than the ground truth: {changed}; "
+            "make both anew with 'egoexo_predict --gt'",
             file=pred,
         )
 
@@ -575,24 +573,10 @@ def _heading(cell) -> str | None:
     lines = cell.source.splitlines() if cell.cell_type == 'markdown' else []
     return next((line.lstrip('# ') for line in lines if line.startswith('#')), None)
 
-# %% ../nbs/20_cli.ipynb #13f50288
-KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', MALLOC_MMAP_THRESHOLD_=str(2**30), MALLOC_TRIM_THRESHOLD_=str(2**32))
-
-
-def run_notebook(
-    path: Path,  # Notebook to run, in its own folder
-    page: Path,  # HTML to write
-    env: dict = None,  # More environment variables for its kernel
-    timeout: int = 36000,  # Seconds that one cell may take
-):
-    "Run a notebook, print its headings as it gets there, and write the executed notebook as HTML; a failing cell is an `EgoExoError`"
-    import nbformat
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-    from nbconvert import HTMLExporter
-
-    notebook, began, place = nbformat.read(path, 4), time.monotonic(), ['']
-    headings, stops = [_heading(c) for c in notebook.cells], []
+# %% ../nbs/20_cli.ipynb #0d433131
+def _follower(notebook, place: list, stops: list):
+    "A function for each cell that begins: a new heading is printed and put to `place`, what a Ctrl-C ended to `stops`"
+    began, headings = time.monotonic(), [_heading(c) for c in notebook.cells]
 
     def stop(task):
         stops.append(task)
@@ -606,11 +590,30 @@ def run_notebook(
             print(f'{time.monotonic() - began:5.0f} s  {cell_index / len(headings):4.0%}  {heading}', flush=True)
             place.append(heading)
 
+    return on_start
+
+# %% ../nbs/20_cli.ipynb #13f50288
+KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', MALLOC_MMAP_THRESHOLD_=str(2**30), MALLOC_TRIM_THRESHOLD_=str(2**32))
+
+
+def run_notebook(
+    path: Path,  # Notebook to run, in its own folder
+    page: Path,  # HTML to write
+    env: dict = None,  # More environment variables for its kernel
+    timeout: int = 36000,  # Seconds that one cell may take
+):
+    "Run a notebook, print its headings as it gets there, write it as HTML; a failing cell is an `EgoExoError`"
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+    from nbconvert import HTMLExporter
+
+    notebook, place, stops = nbformat.read(path, 4), [''], []
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name='python3',
-        on_cell_execute=on_start,
+        on_cell_execute=_follower(notebook, place, stops),
         resources={'metadata': {'path': str(path.parent)}},
         extra_arguments=['--log-level=CRITICAL'],
     )
@@ -632,7 +635,7 @@ def run_notebook(
 def egoexo_reproduce(
     out: str = 'results',  # Folder for tables, figures, the root of the mini and the executed notebook
     full: store_true = False,  # All of the parts below as well
-    parts: str = None,  # Some of them: epochs (O-MaMa's three), seeds (three), report (its settings), ablations, untouched (takes), backbones
+    parts: str = None,  # Of epochs (O-MaMa's 3), seeds (3), report (its settings), ablations, untouched (takes), backbones
 ):
     "Rebuild the report's tables and figures"
     out = Path(out).resolve()

@@ -212,7 +212,7 @@ def make_release(
     shutil.rmtree(out / '.making', ignore_errors=True)
     return out
 
-# %% ../nbs/07c_mini.ipynb #cell127
+# %% ../nbs/07c_mini.ipynb #ca783b8d
 LIMBS = {
     'left forearm': 'left',
     'left arm': 'left',
@@ -222,7 +222,16 @@ LIMBS = {
     'skull': 'person',
 }
 
+# %% ../nbs/07c_mini.ipynb #32653207
+def _merge_limbs(seen: dict) -> dict:  # name → bool [height, width]
+    "Masks of what a camera sees, the wearer's as three: left, right, person"
+    masks = {}
+    for name, mask in seen.items():
+        name = LIMBS.get(name, name)
+        masks[name] = masks.get(name, False) | mask
+    return masks
 
+# %% ../nbs/07c_mini.ipynb #cell127
 def training_frames(
     n: int,  # Frames, half of them ego and half exo
     seed: int = 0,  # Another seed, other scenes
@@ -242,14 +251,9 @@ def training_frames(
                 stage.run(rng.uniform(0.5, 2))
             camera = EGO if i % 2 == 0 else EXO[rng.integers(2)]
             image, seen = eyes.see(camera)
-            masks = {}
-            for name, mask in seen.items():
-                masks[LIMBS.get(name, name)] = masks.get(LIMBS.get(name, name), False) | mask
-            yield (
-                develop(image, looks[camera], rng),
-                {k: rle_encode(m) for k, m in masks.items() if m.sum() >= LEAST[view_of(camera)]},
-                camera,
-            )
+            masks = _merge_limbs(seen)
+            rles = {k: rle_encode(m) for k, m in masks.items() if m.sum() >= LEAST[view_of(camera)]}
+            yield develop(image, looks[camera], rng), rles, camera
             n -= 1
         eyes.close()
 
@@ -268,6 +272,21 @@ def write_frames_share(
         rows.append((i, path.name, image.shape[:2], masks))
     return rows
 
+# %% ../nbs/07c_mini.ipynb #1f11a411
+def _coco(rows: list[tuple]) -> dict:  # COCO JSON
+    "The frames that `write_frames_share` reports, and their instances, as COCO"
+    images = [dict(id=i, file_name=name, height=h, width=w) for i, name, (h, w), _ in rows]
+    marks = [
+        (i, dict(thing=1, rack=2).get(key.split()[0], 3), rle) for i, _, _, masks in rows for key, rle in masks.items()
+    ]
+    areas, boxes = rle_areas([m[2] for m in marks]).tolist(), rle_boxes([m[2] for m in marks]).tolist()
+    notes = [
+        dict(id=k, image_id=i, category_id=c, segmentation=rle, area=a, bbox=b, iscrowd=0)
+        for k, ((i, c, rle), a, b) in enumerate(zip(marks, areas, boxes), 1)
+    ]
+    categories = [dict(id=k, name=v) for k, v in enumerate(('thing', 'furniture', 'wearer'), 1)]
+    return dict(images=images, annotations=notes, categories=categories)
+
 # %% ../nbs/07c_mini.ipynb #ce49ab50
 def write_training_frames(
     out,  # Folder: `images/*.jpg` and `instances.json` (COCO, masks as compressed RLE)
@@ -280,24 +299,7 @@ def write_training_frames(
     if sim_missing():
         raise EgoExoError(sim_missing())
     starts = range(0, n, 40)
-    rows = sum(
-        share(write_frames_share, [(out, k, min(40, n - k), seed * 1000 + k // 40, split) for k in starts], workers), []
-    )
-    images = [dict(id=i, file_name=name, height=h, width=w) for i, name, (h, w), _ in rows]
-    marks = [
-        (i, dict(thing=1, rack=2).get(key.split()[0], 3), rle) for i, _, _, masks in rows for key, rle in masks.items()
-    ]
-    areas, boxes = rle_areas([m[2] for m in marks]).tolist(), rle_boxes([m[2] for m in marks]).tolist()
-    notes = [
-        dict(id=k, image_id=i, category_id=c, segmentation=rle, area=a, bbox=b, iscrowd=0)
-        for k, ((i, c, rle), a, b) in enumerate(zip(marks, areas, boxes), 1)
-    ]
-    write_json(
-        Path(out) / 'instances.json',
-        dict(
-            images=images,
-            annotations=notes,
-            categories=[dict(id=k, name=v) for k, v in enumerate(('thing', 'furniture', 'wearer'), 1)],
-        ),
-    )
+    shares = [(out, k, min(40, n - k), seed * 1000 + k // 40, split) for k in starts]
+    rows = sum(share(write_frames_share, shares, workers), [])
+    write_json(Path(out) / 'instances.json', _coco(rows))
     return Path(out) / 'instances.json'

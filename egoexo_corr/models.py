@@ -55,7 +55,7 @@ FACES = {
 def box_mesh(
     size,  # Width (x), depth (y) and height (z), metres
     cells=2,  # Cells along each side of each face
-    repeat=None,  # How often each face shows the whole texture across and down; by default the faces are six cells of one texture
+    repeat=None,  # How often a face shows the whole texture, across and down; by default they are its six cells
 ) -> Mesh:  # Centred on the origin
     "A box; its faces lie in the texture as 3 × 2 cells: front, back, left | right, top, bottom"
     size, s, parts = np.asarray(size, float), np.linspace(-1, 1, cells + 1), []
@@ -69,7 +69,7 @@ def box_mesh(
 
 # %% ../nbs/07a_models.ipynb #cell016
 def turn(
-    profile,  # [S, 3] radius and height as fractions and v, from the middle of the bottom outwards, up and (for hollow things) down inside
+    profile,  # [S, 3] radius and height (fractions) and v: from the bottom's middle outwards, up, if hollow down inside
     width: float,  # Metres
     height: float,  # Metres
     sides: int = 28,  # Points around
@@ -119,7 +119,7 @@ def sheet(
     below = grid(top * (1, 1, 0), uv)
     return join([Mesh(above.vertices, above.faces[:, ::-1], above.uv), below])
 
-# %% ../nbs/07a_models.ipynb #cell024
+# %% ../nbs/07a_models.ipynb #a9911289
 COLORS = dict(
     red=(200, 38, 42),
     orange=(232, 120, 28),
@@ -135,10 +135,13 @@ COLORS = dict(
     gray=(142, 146, 150),
 )
 
+# %% ../nbs/07a_models.ipynb #e63b67ae
+SYLLABLES = (
+    'ba be bi bo ca co da de di do fa fe fi ga go ka ki la le li lo ma me mi '
+    'mo na ne no pa pe po ra re ri ro sa se si so ta te ti to va ve vi za zo'
+).split()
 
-SYLLABLES = 'ba be bi bo ca co da de di do fa fe fi ga go ka ki la le li lo ma me mi mo na ne no pa pe po ra re ri ro sa se si so ta te ti to va ve vi za zo'.split()
-
-
+# %% ../nbs/07a_models.ipynb #cell024
 def noise(
     rng, height: int, width: int, detail=(4, 16, 64), weights=(1, 0.5, 0.25)
 ) -> np.ndarray:  # float32 [height, width], about −1 to 1
@@ -177,19 +180,23 @@ class Style(NamedTuple):
     icon: int  # 0 to 5
     layout: int  # 0 to 3
 
+# %% ../nbs/07a_models.ipynb #18657f62
+def _star(x: float, y: float, r: float) -> list[tuple]:
+    "The ten corners of a star"
+    corners = []
+    for i in range(10):
+        k = (1, 0.45)[i % 2]
+        corners.append((x + r * k * np.sin(np.pi * i / 5), y - r * k * np.cos(np.pi * i / 5)))
+    return corners
+
 # %% ../nbs/07a_models.ipynb #f5f908fd
 def paint_icon(draw, xy, r, icon, color):
     "One of six simple signs"
     x, y = xy
-    star = [
-        (x + r * k * np.sin(np.pi * i / 5), y - r * k * np.cos(np.pi * i / 5))
-        for i in range(10)
-        for k in [(1, 0.45)[i % 2]]
-    ]
     if icon == 0:
         draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
     elif icon == 1:
-        draw.polygon(star, fill=color)
+        draw.polygon(_star(x, y, r), fill=color)
     elif icon == 2:
         draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=color)
         draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=color)
@@ -197,13 +204,8 @@ def paint_icon(draw, xy, r, icon, color):
         draw.polygon([(x, y - r), (x + r * 0.8, y), (x, y + r), (x - r * 0.8, y)], fill=color)
     elif icon == 4:
         for i in range(3):
-            draw.arc(
-                (x - r, y - r + i * r * 0.6, x + r, y + r * 0.6 + i * r * 0.6),
-                200,
-                340,
-                fill=color,
-                width=max(2, int(r / 4)),
-            )
+            box = (x - r, y - r + i * r * 0.6, x + r, y + r * 0.6 + i * r * 0.6)
+            draw.arc(box, 200, 340, fill=color, width=max(2, int(r / 4)))
     else:
         draw.pieslice((x - r, y - r, x + r, y + r), 30, 250, fill=color)
 
@@ -242,10 +244,8 @@ def paint_label(draw, box, style: Style, rng):
         words = (0.06, 0.28)
     else:
         for i in range(4):
-            draw.rectangle(
-                (x0 + w * (0.08 + 0.23 * i), y0 + h * 0.4, x0 + w * (0.2 + 0.23 * i), y0 + h * (0.6 + 0.09 * (i % 2))),
-                fill=style.accent,
-            )
+            left, right = x0 + w * (0.08 + 0.23 * i), x0 + w * (0.2 + 0.23 * i)
+            draw.rectangle((left, y0 + h * 0.4, right, y0 + h * (0.6 + 0.09 * (i % 2))), fill=style.accent)
         paint_icon(draw, (x0 + w * 0.5, y0 + h * 0.28), min(w, h) * 0.1, style.icon, style.accent)
         words = (0.02, 0.17)
     ink = style.base if style.layout == 2 else style.ink
@@ -480,7 +480,7 @@ def bar_mesh(size, stations, power=2) -> Mesh:
     spine = np.stack([(x - 0.5) * w + 1e-5 * np.arange(len(x)), 0 * x, (z - 0.5) * h], 1)
     return sweep(spine, np.stack([a * d, b * h], 1), power=power)
 
-
+# %% ../nbs/07a_models.ipynb #34935126
 BARS = {  # position, height, half width, half thickness
     'spoon': [
         (0, 0.4, 0, 0),

@@ -208,8 +208,8 @@ def temporal_consistency(
     truth: dict,  # Ground-truth JSON
     prediction: dict,  # Prediction JSON
     direction: str = 'exo2ego',  # 'exo2ego' or 'ego2exo'
-) -> pd.DataFrame:  # A row for each two successive frames in which the object is visible: take, object, source_cam, dest_cam, frame, iou_pred, iou_truth
-    "IoU of an object's mask with the one of its previous annotated frame, predicted and true"
+) -> pd.DataFrame:  # Two successive frames a row: take, object, source_cam, dest_cam, frame, iou_pred, iou_truth
+    "IoU of a visible object's mask with the one of its previous annotated frame, predicted and true"
     results, rows = prediction[Direction(direction).results_key]['results'], []
     for take, result in results.items():
         for name, cameras in result['masks'].items():

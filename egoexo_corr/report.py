@@ -50,7 +50,7 @@ dinov2_onthefly_baseline   | DINOv2 on-the-fly baseline  | .5332 | .4084 | .5905
 dinov2_onthefly_finetuned  | DINOv2 on-the-fly finetuned | .5263 | .4145 | .5891 | .0502 | .5944 |
 casa_gio_baseline          | Casa Gio, DINOv2 baseline   | .4466 | .4307 |  |  |  | casa_gio_baseline
 casa_gio_finetuned         | Casa Gio, DINOv2 finetuned  | .5389 | .4275 |  |  |  | casa_gio_finetuned
-"""
+"""  # noqa: E501
 
 
 def published() -> pd.DataFrame:  # Indexed by key: model, iou, iou_std, shape_acc, location_score, balanced_acc, folder
@@ -96,7 +96,7 @@ b578ae3420646a1989e6ec3de28d7c4e65d273f5665dce4c8296c30330ef7ca8  evaluation_fin
 019387e619cde4162eecdadcc3cd4f3b7e844d779b924b1e11d09737f7c6a0e6  timing_profile_dinov2_precomputed/timing_log.txt
 b29b08027eb1f45df417fd107886b9274325a6071070ea65d7607e740e9f94f6  training_run_dinov2/training_stats_run_20251130_055120.json
 512deb4cbc58ee0038385af2f3d36e45bbcbd5b4aff0b322eb10d72b2420686e  trainining_run_dinov3/training_stats_run_20251130_073508.json
-"""
+"""  # noqa: E501
 ARCHIVE = {path: digest for digest, path in (line.split('  ') for line in _ARCHIVE.strip().splitlines())}
 
 # %% ../nbs/15a_report.ipynb #86f1f4c0
@@ -654,7 +654,7 @@ VGGT-Segmentor                   | .677 / – / – / –             | .680 / �
 O-MaMa                           | .501 / – / – / –             | .542 / – / – / –             | frames          | FastSAM, DINOv2-B              | val, release 1  | second-hand
 DOMR                             | .497 / – / – / –             | .552 / – / – / –             | frames          |                                | val, release 1  | by its abstract
 ObjectRelator                    | .443 / – / – / –             | .509 / – / – / –             | frames and text |                                | val, release 1  | second-hand
-"""
+"""  # noqa: E501
 
 # %% ../nbs/15a_report.ipynb #41a4253f
 def related_work() -> (

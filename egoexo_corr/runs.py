@@ -61,21 +61,10 @@ class Settings:
     seed: int = 42  # Of the weights, the order, and the candidates
 
     def __post_init__(self):
-        for k, lowest in dict(
-            epochs=1,
-            batch_size=1,
-            candidates=1,
-            warmup=0,
-            lr=0,
-            lowest_lr=0,
-            weight_decay=0,
-            clip=0,
-            existence=0,
-            mutual=0,
-            rivals=0,
-        ).items():
-            if not lowest <= getattr(self, k) < math.inf:
-                raise ArgumentError(f'{k} must be at least {lowest}, not {getattr(self, k)}')
+        lowest = dict(epochs=1, batch_size=1, candidates=1)
+        for k in (*lowest, 'warmup', 'lr', 'lowest_lr', 'weight_decay', 'clip', 'existence', 'mutual', 'rivals'):
+            if not lowest.get(k, 0) <= getattr(self, k) < math.inf:
+                raise ArgumentError(f'{k} must be at least {lowest.get(k, 0)}, not {getattr(self, k)}')
         if self.rule not in (None, *RULES):
             raise ArgumentError(f"rule must be 'report' or 'reference', not {self.rule!r}")
 
@@ -84,7 +73,7 @@ class Settings:
         "How the matcher answers: the arguments of `matcher_scores`"
         return dict(existence=self.existence > 0 or self.calibrate, mutual=self.mutual > 0, geometry=self.geometry)
 
-
+# %% ../nbs/14a_runs.ipynb #baa5f7c1
 # O-MaMa as the report trains it, and as its authors do; Retrace as EgoExo-Mini trains it
 PRESETS = {
     'report': dict(rule='report'),
@@ -150,42 +139,47 @@ class Run:
         "direction, features, settings, version"
         return read_json(self.folder / 'config.json')
 
-    @property
-    def history(self) -> pd.DataFrame:
-        "A row an epoch"
-        if not (self.folder / 'history.csv').is_file():
-            raise FileError('the run has not finished an epoch yet', file=self.folder / 'history.csv')
-        return pd.read_csv(self.folder / 'history.csv')
+# %% ../nbs/14a_runs.ipynb #8d4583a7
+@patch(as_prop=True)
+def history(self: Run) -> pd.DataFrame:
+    "A row an epoch"
+    if not (self.folder / 'history.csv').is_file():
+        raise FileError('the run has not finished an epoch yet', file=self.folder / 'history.csv')
+    return pd.read_csv(self.folder / 'history.csv')
 
-    @property
-    def finished(self) -> bool:
-        "Whether all epochs are done"
-        return (self.folder / 'history.csv').is_file() and len(self.history) >= self.config['settings']['epochs']
 
-    @property
-    def made_from(self) -> dict:
-        "What it was trained on (`inputs_of`); {} for a run of which nobody noted it"
-        path = self.folder / 'made_from.json'
-        note = read_json(path) if path.is_file() else {}
-        if is_note(note) and isinstance(note.get('settings of the proposals', {}), dict):
-            return note
-        raise FileError('does not say what this run was trained on; delete it, and nobody knows', file=path)
+@patch(as_prop=True)
+def finished(self: Run) -> bool:
+    "Whether all epochs are done"
+    return (self.folder / 'history.csv').is_file() and len(self.history) >= self.config['settings']['epochs']
 
-    def pairs(
-        self,
-        split: str,
-        features,
-        proposals,
-        pairs: pd.DataFrame = None,
-        other: bool = False,  # Take proposals of another kind than those it was trained on
-    ) -> 'FramePairs':
-        "A split's frame pairs as this run's matcher wants them: with rivals if it looks at them; `DataError` for features or proposals of another kind"
-        check_features(self, features)
-        if not other:
-            check_proposals(self, proposals)
-        return frame_pairs(
-            self.root, split, self.config['direction'], features, proposals, Settings(**self.config['settings']), pairs
-        )
+
+@patch(as_prop=True)
+def made_from(self: Run) -> dict:
+    "What it was trained on (`inputs_of`); {} for a run of which nobody noted it"
+    path = self.folder / 'made_from.json'
+    note = read_json(path) if path.is_file() else {}
+    if is_note(note) and isinstance(note.get('settings of the proposals', {}), dict):
+        return note
+    raise FileError('does not say what this run was trained on; delete it, and nobody knows', file=path)
+
+# %% ../nbs/14a_runs.ipynb #b750322c
+@patch
+def pairs(
+    self: Run,
+    split: str,
+    features,
+    proposals,
+    pairs: pd.DataFrame = None,
+    other: bool = False,  # Take proposals of another kind than those it was trained on
+) -> 'FramePairs':
+    "A split's frame pairs, with rivals if the matcher looks at them; `DataError` for inputs of another kind"
+    check_features(self, features)
+    if not other:
+        check_proposals(self, proposals)
+    return frame_pairs(
+        self.root, split, self.config['direction'], features, proposals, Settings(**self.config['settings']), pairs
+    )
 
 # %% ../nbs/14a_runs.ipynb #083506fa
 def _short(content) -> str:  # 16 hexadecimal digits
@@ -233,7 +227,7 @@ def inputs_of(
 
 # %% ../nbs/14a_runs.ipynb #1ea3c14c
 def training_inputs(root: str | Path, direction: str, features, proposals, settings: Settings, tables: dict) -> dict:
-    "What a training is made from: by split (`inputs_of`), the kind of proposals, and the checkpoint that it starts from"
+    "What a training is made from: by split (`inputs_of`), the kind of proposals, the checkpoint that it starts from"
     splits = {
         split: inputs_of(root, split, direction, features, proposals, settings, pairs)
         for split, pairs in tables.items()
@@ -352,7 +346,7 @@ def check_run(
 
 # %% ../nbs/14a_runs.ipynb #db351b05
 def open_run(root: str | Path, name: str, config: dict, resume: bool, made_from: dict) -> Run:
-    "A new run, or the one that is there if it has the same configuration; arguments as in `check_run`, and what it is made from (`training_inputs`)"
+    "A new run, made from something (`training_inputs`), or the one of this configuration that is there (`check_run`)"
     if run := check_run(root, name, config, resume):
         return run
     folder = inside(Path(root) / 'runs', name)

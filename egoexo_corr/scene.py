@@ -39,7 +39,10 @@ def sim_missing() -> str:  # '' if scenes can be rendered here
     try:
         import mujoco
     except ModuleNotFoundError:
-        return "MuJoCo is not installed, so no scene is rendered here: pip install 'egoexo_corr[sim]' (the shipped data/mini does not need it)"
+        return (
+            "MuJoCo is not installed, so no scene is rendered here: pip install 'egoexo_corr[sim]' "
+            "(the shipped data/mini does not need it)"
+        )
     except Exception as e:
         problem = e
     else:
@@ -49,7 +52,8 @@ def sim_missing() -> str:  # '' if scenes can be rendered here
         except Exception as e:
             problem = e
     return (
-        f"no off-screen OpenGL ({type(problem).__name__}), so no scene is rendered here: install libosmesa6 (Debian, Ubuntu) "
+        f"no off-screen OpenGL ({type(problem).__name__}), so no scene is rendered here: "
+        "install libosmesa6 (Debian, Ubuntu) "
         "and the extra sim, or set MUJOCO_GL=egl where there is a GPU (the shipped data/mini does not need it)"
     )
 
@@ -67,43 +71,52 @@ class Scene:
         self.spec.visual.map.znear, self.spec.visual.map.zfar = 0.01, 12
         self.spec.stat.extent, self.spec.stat.center = 1, (0, 0, 0)
 
-    def material(self, texture, shine: float = 0.2):
-        name, tex, mat = f'm{next(self.n)}', self.spec.add_texture(), self.spec.add_material()
-        tex.name, tex.type, tex.nchannel = name, self.mj.mjtTexture.mjTEXTURE_2D, 3
-        tex.height, tex.width = texture.shape[:2]
-        tex.data = np.ascontiguousarray(texture).tobytes()
-        mat.name, mat.specular, mat.shininess = name, shine, 0.4
-        mat.textures[self.mj.mjtTextureRole.mjTEXROLE_RGB] = name
-        return name
+# %% ../nbs/07b_scene.ipynb #6c9b8692
+@patch
+def material(self: Scene, texture, shine: float = 0.2):
+    "A texture (uint8 [height, width, 3]) as a material; its name"
+    name, tex, mat = f'm{next(self.n)}', self.spec.add_texture(), self.spec.add_material()
+    tex.name, tex.type, tex.nchannel = name, self.mj.mjtTexture.mjTEXTURE_2D, 3
+    tex.height, tex.width = texture.shape[:2]
+    tex.data = np.ascontiguousarray(texture).tobytes()
+    mat.name, mat.specular, mat.shininess = name, shine, 0.4
+    mat.textures[self.mj.mjtTextureRole.mjTEXROLE_RGB] = name
+    return name
 
-    def mesh(self, body, mesh: Mesh, material: str, group=0, **geom):
-        m = self.spec.add_mesh()
-        m.name, m.inertia = f's{next(self.n)}', self.mj.mjtMeshInertia.mjMESH_INERTIA_SHELL
-        m.uservert, m.userface, m.usertexcoord = (
-            mesh.vertices.ravel().tolist(),
-            mesh.faces.ravel().tolist(),
-            mesh.uv.ravel().tolist(),
-        )
-        body.add_geom(
-            type=self.mj.mjtGeom.mjGEOM_MESH,
-            meshname=m.name,
-            material=material,
-            contype=0,
-            conaffinity=0,
-            mass=0,
-            group=group,
-            **geom,
-        )
+# %% ../nbs/07b_scene.ipynb #bc6d20c6
+@patch
+def mesh(self: Scene, body, mesh: Mesh, material: str, group=0, **geom):
+    "Show a mesh on a body; it neither weighs nor collides"
+    m = self.spec.add_mesh()
+    m.name, m.inertia = f's{next(self.n)}', self.mj.mjtMeshInertia.mjMESH_INERTIA_SHELL
+    m.uservert, m.userface, m.usertexcoord = (
+        mesh.vertices.ravel().tolist(),
+        mesh.faces.ravel().tolist(),
+        mesh.uv.ravel().tolist(),
+    )
+    body.add_geom(
+        type=self.mj.mjtGeom.mjGEOM_MESH,
+        meshname=m.name,
+        material=material,
+        contype=0,
+        conaffinity=0,
+        mass=0,
+        group=group,
+        **geom,
+    )
 
-    def collider(self, body, size, mass=0, **geom):
-        body.add_geom(
-            type=self.mj.mjtGeom.mjGEOM_BOX,
-            size=np.asarray(size) / 2,
-            mass=mass,
-            group=3,
-            friction=(0.8, 0.02, 0.002),
-            **geom,
-        )
+# %% ../nbs/07b_scene.ipynb #8fb001e1
+@patch
+def collider(self: Scene, body, size, mass=0, **geom):
+    "A box that collides, and is not shown"
+    body.add_geom(
+        type=self.mj.mjtGeom.mjGEOM_BOX,
+        size=np.asarray(size) / 2,
+        mass=mass,
+        group=3,
+        friction=(0.8, 0.02, 0.002),
+        **geom,
+    )
 
 # %% ../nbs/07b_scene.ipynb #cell056
 def quat_axes(x, z) -> np.ndarray:  # float [4]: w, x, y, z
@@ -124,6 +137,26 @@ def look_at(position, target, roll: float = 0) -> np.ndarray:  # float [4]
     right = np.cross((np.sin(roll), 0, np.cos(roll)), back)
     return quat_axes(right, back)
 
+# %% ../nbs/07b_scene.ipynb #7e025ccd
+def _wood(rng, size: int, y: np.ndarray) -> np.ndarray:  # uint8 [size, size, 3]
+    "Four planks"
+    plank = y * 4 // size
+    tone = np.array((150, 104, 64)) * rng.uniform(0.6, 1.35) + rng.uniform(-14, 14, 3)
+    grain = (
+        np.sin(y * 0.35 + 6 * noise(rng, size, size, (3, 8), (1, 0.6)) + plank * 2.1) * 0.09
+        + 0.12 * noise(rng, size, size, (200,), (1,))
+        + 0.1 * (plank % 2)
+    )
+    return shade(tone, np.where(y * 4 % size < 5, -0.45, grain))
+
+# %% ../nbs/07b_scene.ipynb #05c3d57d
+def _checks(base, n: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:  # uint8 [size, size, 3]
+    "Checks of white, a colour, and half of both"
+    c = len(n) // 8
+    amount = ((x // c) % 2 + (y // c) % 2)[..., None] / 2
+    colors = np.array((232, 228, 218)) * (1 - amount) + base * amount + 5 * n[..., None]
+    return colors.clip(0, 255).astype(np.uint8)
+
 # %% ../nbs/07b_scene.ipynb #cell059
 def paint_room(kind: str, rng, size: int = 512) -> np.ndarray:  # uint8 [size, size, 3]
     "A surface that may be repeated: wood, stone, tiles, plaster, checks"
@@ -132,14 +165,7 @@ def paint_room(kind: str, rng, size: int = 512) -> np.ndarray:  # uint8 [size, s
     pale = base * 0.25 + np.array((205, 200, 190)) * 0.75
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     if kind == 'wood':
-        plank = y * 4 // size
-        tone = np.array((150, 104, 64)) * rng.uniform(0.6, 1.35) + rng.uniform(-14, 14, 3)
-        grain = (
-            np.sin(y * 0.35 + 6 * noise(rng, size, size, (3, 8), (1, 0.6)) + plank * 2.1) * 0.09
-            + 0.12 * noise(rng, size, size, (200,), (1,))
-            + 0.1 * (plank % 2)
-        )
-        return shade(tone, np.where(y * 4 % size < 5, -0.45, grain))
+        return _wood(rng, size, y)
     if kind == 'stone':
         return shade(pale, 0.14 * n - 0.35 * (np.abs(noise(rng, size, size, (5, 18), (1, 0.6))) < 0.018))
     if kind == 'tiles':
@@ -148,51 +174,55 @@ def paint_room(kind: str, rng, size: int = 512) -> np.ndarray:  # uint8 [size, s
         tone = rng.uniform(-0.08, 0.08, (4, 4))[y // c, x // c]
         return shade(pale, np.where(seam, -0.3, tone + 0.05 * n))
     if kind == 'checks':
-        c = size // 8
-        amount = ((x // c) % 2 + (y // c) % 2) / 2
-        return (
-            (np.array((232, 228, 218)) * (1 - amount[..., None]) + base * amount[..., None] + 5 * n[..., None])
-            .clip(0, 255)
-            .astype(np.uint8)
-        )
+        return _checks(base, n, x, y)
     return shade(pale, 0.07 * n)
+
+# %% ../nbs/07b_scene.ipynb #aaa48b07
+def _surface(scene: Scene, rng, *kinds) -> str:  # Material
+    "A material of one of some kinds of surface"
+    return scene.material(paint_room(str(rng.choice(kinds)), rng), 0.1)
+
+# %% ../nbs/07b_scene.ipynb #29f586af
+def _slab(scene: Scene, size, pos, material: str, repeat, cells=14):
+    "A box that stands or hangs in the room"
+    scene.mesh(scene.spec.worldbody, box_mesh(size, cells, repeat), material, group=1, pos=pos)
+
+# %% ../nbs/07b_scene.ipynb #37f26624
+def _add_table(scene: Scene, rng, width: float, top: str):
+    "A table whose top is z = 0"
+    depth = 0.84
+    _slab(scene, (width, depth, 0.04), (0, 0.1, -0.02), top, (2, 1))
+    scene.collider(scene.spec.worldbody, (width, depth, 0.04), pos=(0, 0.1, -0.02), priority=1)
+    legs = _surface(scene, rng, 'wood', 'plaster')
+    for x in (-1, 1):
+        for y in (-0.26, 0.46):
+            _slab(scene, (0.06, 0.06, 0.7), (x * (width / 2 - 0.08), y, -0.39), legs, (1, 1), 2)
+
+# %% ../nbs/07b_scene.ipynb #1cf8ac25
+def _add_furniture(scene: Scene, rng, far: float):
+    "Printed boards on the far wall, and cupboards"
+    for _ in range(5):
+        size = (rng.uniform(0.4, 1.4), 0.04, rng.uniform(0.3, 0.8))
+        place = (rng.uniform(-2.5, 2.5), far - 0.06, rng.uniform(0.2, 1.1))
+        board = scene.material(paint_carton(styles(rng, 1)[0][1], rng))
+        _slab(scene, size, place, board, (0.33, 0.5), 2)
+    cupboard = _surface(scene, rng, 'wood', 'plaster')
+    _slab(scene, (rng.uniform(1.2, 3), 0.5, 0.85), (rng.uniform(-1, 1), far - 0.3, -0.32), cupboard, (3, 1))
+    for x in (-2.9, 2.9):
+        _slab(scene, (0.7, 1.6, rng.uniform(0.8, 1.8)), (x, rng.uniform(-0.5, 1), -0.1), cupboard, (2, 2))
 
 # %% ../nbs/07b_scene.ipynb #cell061
 def add_room(scene: Scene, rng):
     "Floor, walls, a table whose top is z = 0, things standing around, and light"
-    world = scene.spec.worldbody
-
-    def surface(*kinds):
-        return scene.material(paint_room(str(rng.choice(kinds)), rng), 0.1)
-
-    def slab(size, pos, material, repeat, cells=14):
-        scene.mesh(world, box_mesh(size, cells, repeat), material, group=1, pos=pos)
-
-    w, d = rng.uniform(1.5, 1.9), 0.84
-    top, wall = surface('wood', 'stone', 'plaster', 'checks', 'stone'), surface('plaster', 'tiles', 'plaster')
-    slab((w, d, 0.04), (0, 0.1, -0.02), top, (2, 1))
-    scene.collider(world, (w, d, 0.04), pos=(0, 0.1, -0.02), priority=1)
-    legs = surface('wood', 'plaster')
-    for x in (-1, 1):
-        for y in (-0.26, 0.46):
-            slab((0.06, 0.06, 0.7), (x * (w / 2 - 0.08), y, -0.39), legs, (1, 1), 2)
-    slab((8, 8, 0.02), (0, 0, -0.75), surface('wood', 'tiles', 'stone'), (6, 6), 20)
+    width = rng.uniform(1.5, 1.9)
+    top = _surface(scene, rng, 'wood', 'stone', 'plaster', 'checks', 'stone')
+    wall = _surface(scene, rng, 'plaster', 'tiles', 'plaster')
+    _add_table(scene, rng, width, top)
+    _slab(scene, (8, 8, 0.02), (0, 0, -0.75), _surface(scene, rng, 'wood', 'tiles', 'stone'), (6, 6), 20)
     scene.far = far = rng.uniform(1.5, 3)
     for x, y, along in ((0, far, 8), (0, -3.2, 8), (-3.6, 0, 0.1), (3.6, 0, 0.1)):
-        slab((along, 8.1 - along, 3), (x, y, 0.74), wall, (5, 3))
-    for _ in range(5):
-        size = (rng.uniform(0.4, 1.4), 0.04, rng.uniform(0.3, 0.8))
-        slab(
-            size,
-            (rng.uniform(-2.5, 2.5), far - 0.06, rng.uniform(0.2, 1.1)),
-            scene.material(paint_carton(styles(rng, 1)[0][1], rng)),
-            (0.33, 0.5),
-            2,
-        )
-    cupboard = surface('wood', 'plaster')
-    slab((rng.uniform(1.2, 3), 0.5, 0.85), (rng.uniform(-1, 1), far - 0.3, -0.32), cupboard, (3, 1))
-    for x in (-2.9, 2.9):
-        slab((0.7, 1.6, rng.uniform(0.8, 1.8)), (x, rng.uniform(-0.5, 1), -0.1), cupboard, (2, 2))
+        _slab(scene, (along, 8.1 - along, 3), (x, y, 0.74), wall, (5, 3))
+    _add_furniture(scene, rng, far)
 
 # %% ../nbs/07b_scene.ipynb #cell063
 def add_light(scene: Scene, rng):
@@ -376,11 +406,23 @@ def add_cameras(scene: Scene, rng):
         aim = (rng.uniform(-0.2, 0.2), rng.uniform(-0.12, 0.15), rng.uniform(-0.05, 0.1))
         world.add_camera(name=name, pos=pos, quat=look_at(pos, aim, rng.uniform(-0.04, 0.04)), fovy=rng.uniform(26, 35))
 
-# %% ../nbs/07b_scene.ipynb #cell076
+# %% ../nbs/07b_scene.ipynb #56e4afc8
 TICK = 0.02  # Seconds between two positions of the hands
 SHOULDER = np.array((0.2, -0.54, 0.2))
 
+# %% ../nbs/07b_scene.ipynb #11907adb
+def _furnish(scene: Scene, rng, split: str, scenario: str) -> tuple[list, dict]:  # Racks, name → thing
+    "Fill a scene: the room, the wearer, the cameras, and the things on the table"
+    add_room(scene, rng)
+    add_light(scene, rng)
+    add_person(scene, rng, scenario == 'Health' or rng.random() < 0.2)
+    add_cameras(scene, rng)
+    things = choose_things(rng, split, scenario)
+    racks = add_racks(scene, rng)
+    names = add_things(scene, things, rng, racks)
+    return racks, {n: things[int(n.split()[1])] for n in names}
 
+# %% ../nbs/07b_scene.ipynb #cell076
 class Stage:
     "A scene that runs: physics, hands, head, cameras"
 
@@ -394,14 +436,7 @@ class Stage:
 
         self.mj, self.rng = mujoco, np.random.default_rng(seed)
         scene, rng = Scene(), self.rng
-        add_room(scene, rng)
-        add_light(scene, rng)
-        add_person(scene, rng, scenario == 'Health' or rng.random() < 0.2)
-        add_cameras(scene, rng)
-        things = choose_things(rng, split, scenario)
-        self.racks = add_racks(scene, rng)
-        names = add_things(scene, things, rng, self.racks)
-        self.things = {n: things[int(n.split()[1])] for n in names}
+        self.racks, self.things = _furnish(scene, rng, split, scenario)
         self.model = scene.spec.compile()
         self.data = mujoco.MjData(self.model)
         self.hand = {s: np.array((x * 0.2, -0.2, 0.12)) for s, x in (('left', -1), ('right', 1))}

@@ -88,6 +88,19 @@ class Sample(NamedTuple):
     target: Tensor  # int64 [K], where in a row of `index` the ground truth is
     valid: Tensor  # bool [K, n], `False` where there was nothing to put
 
+# %% ../nbs/14b_training.ipynb #05462b2f
+def _with_rivals(
+    pair: FramePair,
+    kept: np.ndarray,  # int64, which of the R rivals
+) -> FramePair:
+    "The same frame pair with fewer rivals"
+    source = pair.source._replace(
+        proposals=[pair.source.proposals[k] for k in kept],
+        descriptors=pair.rivals[kept],
+        places=pair.source.places[kept],
+    )
+    return pair._replace(source=source, objects=pair.objects._replace(rival_iou=pair.objects.rival_iou[:, kept]))
+
 # %% ../nbs/14b_training.ipynb #b390792d
 def draw_sample(
     pair: FramePair,
@@ -111,12 +124,7 @@ def draw_sample(
         drawn.append((np.where(c.index < 0, max(truth, 0), c.index), c.target, c.valid))
     if pair.rivals is not None:
         kept = np.random.default_rng((seed, epoch, int(o.rows[0]), 1)).permutation(len(pair.rivals))[:rivals]
-        source = pair.source._replace(
-            proposals=[pair.source.proposals[k] for k in kept],
-            descriptors=pair.rivals[kept],
-            places=pair.source.places[kept],
-        )
-        pair = pair._replace(source=source, objects=o._replace(rival_iou=o.rival_iou[:, kept]))
+        pair = _with_rivals(pair, kept)
     return Sample(pair, torch.from_numpy(asked), *(torch.from_numpy(np.stack(x)) for x in zip(*drawn)))
 
 # %% ../nbs/14b_training.ipynb #cell051
@@ -173,39 +181,51 @@ class Objective(nn.Module):
         "The weighted sum"
         return sums[0] + self.mutual * sums[1] + self.existence * sums[2]
 
-# %% ../nbs/14b_training.ipynb #b9137fdb
+# %% ../nbs/14b_training.ipynb #c4b89f65
 @patch
-def losses(self: Objective, sample: Sample) -> Tensor:  # [3]
-    "The losses of a frame pair, summed over its objects"
-    pair, device, P = sample.pair, self.balance.device, len(sample.pair.dest.proposals)
+def _inputs(self: Objective, sample: Sample) -> tuple:  # Tensors where the matcher is
+    "Descriptors of the sources and of what is used of `dest`, both maps; `asked`, `index` of these, `target`, `valid`"
+    pair, P = sample.pair, len(sample.pair.dest.proposals)
     proposals = torch.arange(P if self.existence else 0, device=sample.index.device)
     used, index = torch.unique(torch.cat([proposals, sample.index.flatten()]), return_inverse=True)
     index = index[-sample.index.numel() :].view_as(sample.index)
     rows = pair.dest.descriptors
     if not len(rows):
         rows = rows.new_zeros(1, rows.shape[1])
-    source, dest, source_map, dest_map, asked, index, target, valid = (
-        x.to(device, non_blocking=True)
-        for x in (
-            pair.sources,
-            rows[used],
-            pair.source.map,
-            pair.dest.map,
-            sample.asked,
-            index,
-            sample.target,
-            sample.valid,
-        )
-    )
-    visible, known, same = (
-        torch.from_numpy(x).to(device)
-        for x in (pair.objects.visible, pair.objects.known, pair.objects.rival_iou >= 0.5)
-    )
+    seen = pair.sources, rows[used], pair.source.map, pair.dest.map
+    inputs = *seen, sample.asked, index, sample.target, sample.valid
+    return tuple(x.to(self.balance.device, non_blocking=True) for x in inputs)
+
+# %% ../nbs/14b_training.ipynb #9a44f1b2
+@patch
+def _finite_match(self: Objective, pair: FramePair, source, dest, source_map, dest_map) -> Match:
+    "What the matcher makes of a frame pair; `DataError` if that is no numbers"
     match = self.matcher.match(source[:, None], dest[None], source_map[None].float(), dest_map[None].float())
     if not match.similarity.isfinite().all():
         raise DataError(
             'the similarities are not finite numbers', take=pair.take, camera=pair.dest.camera, frame=pair.frame
         )
+    return match
+
+
+@patch
+def _existence_loss(self: Objective, match: Match, seen: Tensor, known: Tensor) -> Tensor:
+    "Of objects [K] among the proposals, summed over those of which it is known whether they are there"
+    logits = self.matcher.existence(match, self.temperature)
+    there = F.cross_entropy(logits.float(), seen.long(), self.balance, reduction='none') * known
+    return there.sum()
+
+# %% ../nbs/14b_training.ipynb #b9137fdb
+@patch
+def losses(self: Objective, sample: Sample) -> Tensor:  # [3]
+    "The losses of a frame pair, summed over its objects"
+    pair, device, P = sample.pair, self.balance.device, len(sample.pair.dest.proposals)
+    source, dest, source_map, dest_map, asked, index, target, valid = self._inputs(sample)
+    visible, known, same = (
+        torch.from_numpy(x).to(device)
+        for x in (pair.objects.visible, pair.objects.known, pair.objects.rival_iou >= 0.5)
+    )
+    match = self._finite_match(pair, source, dest, source_map, dest_map)
     similarity, seen = match.similarity[asked].gather(1, index).masked_fill(~valid, -torch.inf), visible[asked]
     loss = matching_loss(similarity, target, seen.float(), self.temperature) * len(asked)
     back = (
@@ -215,11 +235,8 @@ def losses(self: Objective, sample: Sample) -> Tensor:  # [3]
     )
     if not self.existence:
         return torch.stack([loss, back, 0 * loss])
-    logits = self.matcher.existence(
-        Match(match.similarity[asked, :P], match.source[asked], match.dest[:, :P]), self.temperature
-    )
-    there = F.cross_entropy(logits.float(), seen.long(), self.balance, reduction='none') * known[asked]
-    return torch.stack([loss, back, there.sum()])
+    proposed = Match(match.similarity[asked, :P], match.source[asked], match.dest[:, :P])
+    return torch.stack([loss, back, self._existence_loss(proposed, seen, known[asked])])
 
 # %% ../nbs/14b_training.ipynb #4e23ac5c
 @patch
@@ -258,7 +275,7 @@ def whitening(
     pairs: FramePairs,  # Training pairs
     shrink: float = 0.3,  # Added to the eigenvalues of the covariance of standardised channels
 ) -> tuple[Tensor, Tensor]:  # float32 [C]; [C, C]
-    "Mean and matrix: `(d-mean)@matrix` has variance 1 on average, and varies equally in all directions within an object"
+    "Mean and matrix: `(d-mean)@matrix` has variance 1 on average, varying equally in all directions within an object"
     candidates, sights = object_sights(pairs)
     mean, std = candidates.mean(0), candidates.std(0) + 1e-3
     within = torch.cat([(s - s.mean(0)) / std for s in sights.values()])
@@ -378,6 +395,18 @@ def learning_rate(
 
     return rate
 
+# %% ../nbs/14b_training.ipynb #d860d07f
+def _truth_to_score(val: FramePairs) -> dict:
+    "The ground truth of validation pairs; `DataError` if none of them can be scored"
+    truth = ground_truth(val.root, val.pairs, val.direction)
+    if not any(True for _ in observations(truth['annotations'], val.direction)):
+        raise DataError(
+            'no validation pair can be scored: '
+            f'nobody looked for any of their objects in the {val.direction.dest} view',
+            file=val.path,
+        )
+    return truth
+
 # %% ../nbs/14b_training.ipynb #7a102689
 class Trainer:
     "A training in progress"
@@ -392,35 +421,31 @@ class Trainer:
         readers: int = None,  # Processes that read ahead (`default_readers`)
     ):
         self.run, self.train, self.val, self.settings, self.accelerator = run, train, val, settings, accelerator
-        self.readers = (
-            default_readers(train.features, accelerator.device, accelerator.num_processes)
-            if readers is None
-            else readers
-        )
+        if readers is None:
+            readers = default_readers(train.features, accelerator.device, accelerator.num_processes)
+        self.readers = readers
         matcher = first_matcher(train, settings)
-        objective = Objective(
-            matcher, settings.existence, settings.mutual, existence_balance(train) if settings.existence else (1.0, 1.0)
-        )
+        balance = existence_balance(train) if settings.existence else (1.0, 1.0)
+        objective = Objective(matcher, settings.existence, settings.mutual, balance)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1.0, weight_decay=settings.weight_decay, fused=True)
         self.matcher, self.parameters, self.steps = matcher, parameters, len(self.batches(0))
         self.schedule = LambdaLR(optimizer, learning_rate(settings, self.steps))
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         self.epoch, self.step, self.sums, self.best, self.history = 0, 0, torch.zeros(4, dtype=torch.float64), -1.0, []
-        self.truth = ground_truth(val.root, val.pairs, val.direction)
-        if not any(True for _ in observations(self.truth['annotations'], val.direction)):
-            raise DataError(
-                f'no validation pair can be scored: nobody looked for any of their objects in the {val.direction.dest} view',
-                file=val.path,
-            )
+        self.truth = _truth_to_score(val)
 
-    def batches(self, epoch: int) -> list:
-        "The batches of an epoch"
-        return batches(self.train, self.settings.batch_size, self.settings.seed, epoch, self.settings.grouped)
+# %% ../nbs/14b_training.ipynb #ba488212
+@patch
+def batches(self: Trainer, epoch: int) -> list:
+    "The batches of an epoch"
+    return batches(self.train, self.settings.batch_size, self.settings.seed, epoch, self.settings.grouped)
 
-    def lr(self) -> float:
-        "The learning rate of the next step"
-        return self.schedule.get_last_lr()[0]
+
+@patch
+def lr(self: Trainer) -> float:
+    "The learning rate of the next step"
+    return self.schedule.get_last_lr()[0]
 
 # %% ../nbs/14b_training.ipynb #03a55302
 LOG_EVERY = 50  # Steps
@@ -564,8 +589,8 @@ def restore(self: Trainer):
     state = read_progress(self.run.folder)
     if 'schedule' not in state:
         raise DataError(
-            'this checkpoint is of an earlier version, which kept no schedule of the learning rate; finish the run with that '
-            'version, or train anew under another name',
+            'this checkpoint is of an earlier version, which kept no schedule of the learning rate; finish the run '
+            'with that version, or train anew under another name',
             file=self.run.folder / 'last.pt',
         )
     self.matcher.load_state_dict(state['matcher'])
@@ -575,6 +600,32 @@ def restore(self: Trainer):
         setattr(self, k, state[k])
     if self.accelerator.is_main_process:
         self.write_history()
+
+# %% ../nbs/14b_training.ipynb #39df867a
+def _run_config(direction: str, features, proposals, settings: Settings) -> dict:
+    "What a run's `config.json` says"
+    return dict(
+        direction=str(Direction(direction)),
+        features=features.made_with,
+        proposals=proposals_name(proposals),
+        settings=asdict(settings),
+        version=__version__,
+    )
+
+
+def _train_epochs(trainer: Trainer, name: str, each_epoch, save_every: int):
+    "The epochs that are left, from the last checkpoint on"
+    a, settings = trainer.accelerator, {k: v if v is not None else 'none' for k, v in asdict(trainer.settings).items()}
+    trainer.restore()
+    a.init_trackers('egoexo_corr', settings, dict(wandb=dict(name=name)))
+    while trainer.epoch < trainer.settings.epochs:
+        trainer.train_epoch(save_every)
+        trainer.end_epoch()
+        for f in each_epoch if a.is_main_process else ():
+            f(pd.DataFrame(trainer.history))
+    for tracker in a.trackers:
+        tracker.finish()
+    a.wait_for_everyone()
 
 # %% ../nbs/14b_training.ipynb #233abcd8
 @delegates(Settings)
@@ -601,13 +652,7 @@ def fit(
     a = _accelerator(
         mixed_precision, device, log_with=_check_tracker(log_with), project_dir=inside(Path(root) / 'runs', name)
     )
-    config = dict(
-        direction=str(Direction(direction)),
-        features=features.made_with,
-        proposals=proposals_name(proposals),
-        settings=asdict(s),
-        version=__version__,
-    )
+    config = _run_config(direction, features, proposals, s)
     run = None if restart else check_run(root, name, config, resume)
     tables = {
         'train': training_pairs(root, direction, s),
@@ -625,20 +670,7 @@ def fit(
             _discard(root, name)
         trainer.run = run = open_run(root, name, config, resume or not a.is_main_process, made_from)
     with folder_lock(run.folder) if a.is_main_process else nullcontext():
-        trainer.restore()
-        a.init_trackers(
-            'egoexo_corr',
-            {k: v if v is not None else 'none' for k, v in asdict(s).items()},
-            dict(wandb=dict(name=name)),
-        )
-        while trainer.epoch < s.epochs:
-            trainer.train_epoch(save_every)
-            trainer.end_epoch()
-            for f in each_epoch if a.is_main_process else ():
-                f(pd.DataFrame(trainer.history))
-        for tracker in a.trackers:
-            tracker.finish()
-        a.wait_for_everyone()
+        _train_epochs(trainer, name, each_epoch, save_every)
     return run
 
 # %% ../nbs/14b_training.ipynb #4ce92d42
@@ -646,7 +678,8 @@ def _finished(run: Run, accelerator) -> Run:
     "A run that is there; says so if nobody knows on what it was trained"
     if not run.made_from and accelerator.is_main_process:
         print(
-            f'note: {run.name} is finished; nobody noted what it was made from, so that it may be of other inputs than there are now'
+            f'note: {run.name} is finished; nobody noted what it was made from, '
+            'so that it may be of other inputs than there are now'
         )
     return run
 
@@ -681,15 +714,15 @@ def _check_tracker(tracker):
 
 
 def _check_rule(settings: Settings, features):
-    "`ArgumentError` if features were made of images by another rule than the settings want; an official checkpoint wants the reference's"
+    "`ArgumentError` if features are of another rule than settings want; an official checkpoint wants the reference's"
     wanted, made = settings.rule, features.made_with['rule']
     if wanted is None and settings.init and not Path(settings.init).is_dir():
         wanted = 'reference'
     if wanted in (None, made):
         return
     raise ArgumentError(
-        f"these settings want images by the {wanted}'s rule, and the features of {features.made_with['backbone']} were made by the "
-        f"{made}'s; make them with 'egoexo_features --rule {wanted}', or train with the rule {made!r}"
+        f"these settings want images by the {wanted}'s rule, and the features of {features.made_with['backbone']} were "
+        f"made by the {made}'s; make them with 'egoexo_features --rule {wanted}', or train with the rule {made!r}"
     )
 
 # %% ../nbs/14b_training.ipynb #98aea2d5
