@@ -634,8 +634,7 @@ def run_notebook(
 @_one_line_errors
 def egoexo_reproduce(
     out: str = 'results',  # Folder for tables, figures, the root of the mini and the executed notebook
-    full: store_true = False,  # All of the parts below as well
-    parts: str = None,  # Of epochs (O-MaMa's 3), seeds (3), report (its settings), ablations, untouched (takes), backbones
+    full: store_true = False,  # Three seeds and the ablations as well
 ):
     "Rebuild the report's tables and figures"
     out = Path(out).resolve()
@@ -645,6 +644,6 @@ def egoexo_reproduce(
     run_notebook(
         _notebook('reproduce'),
         out / 'reproduce.html',
-        {'EGOEXO_CORR_RESULTS': str(out), 'EGOEXO_CORR_FULL': '1' if full else parts or '0'},
+        {'EGOEXO_CORR_RESULTS': str(out), 'EGOEXO_CORR_FULL': str(int(full))},
     )
     print(f'written: {out}/reproduce.html and {len(list(out.glob("*.*"))) - 1} tables and figures beside it')
