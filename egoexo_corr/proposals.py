@@ -18,6 +18,7 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -33,6 +34,8 @@ from egoexo_corr.core import (
     share,
     view_of,
 )
+
+# %% ../nbs/08_proposals.ipynb #4563851e
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_from_runs, rle_resize
 from .relations import SPLITS
 from .release import frame_path, frame_size, same_shape
@@ -98,16 +101,14 @@ def import_ultralytics():
     logging.getLogger('ultralytics').setLevel(logging.ERROR)
     return ultralytics
 
-# %% ../nbs/08_proposals.ipynb #e6eeb007
-def load_fastsam(
-    weights: str
-    | Path = WEIGHTS,  # `fastsam-mini.pt`, `FastSAM-x.pt`, `FastSAM-s.pt`, or another YOLO segmentation checkpoint
-):  # ultralytics' `FastSAM`
-    "ultralytics' FastSAM with a checkpoint, loaded as weights only"
+# %% ../nbs/08_proposals.ipynb #636924f8
+def _checkpoint(weights: str | Path) -> Path:
+    "The file of a checkpoint; `FileError` if it is not there, or ultralytics would not take it for one"
     weights = Path(weights)
     if not weights.is_file():
         raise FileError(
-            f'there are no weights here; official ones: {WHERE} (put the file there), ours: data/weights/fastsam-mini.pt in the repository',
+            f'there are no weights here; official ones: {WHERE} (put the file there), '
+            'ours: data/weights/fastsam-mini.pt in the repository',
             file=weights,
         )
     if weights.suffix != '.pt':
@@ -115,6 +116,14 @@ def load_fastsam(
             "the name of a checkpoint must end in .pt, or ultralytics takes it for something else; rename it",
             file=weights,
         )
+    return weights
+
+# %% ../nbs/08_proposals.ipynb #e6eeb007
+def load_fastsam(
+    weights: str | Path = WEIGHTS,  # Ours, `FastSAM-x.pt`, `FastSAM-s.pt`, or another YOLO segmentation checkpoint
+):  # ultralytics' `FastSAM`
+    "ultralytics' FastSAM with a checkpoint, loaded as weights only"
+    weights = _checkpoint(weights)
     FastSAM = import_ultralytics().FastSAM
     try:
         model = FastSAM(weights)
@@ -127,11 +136,26 @@ def load_fastsam(
         raise FileError('is not a segmentation network', file=weights)
     return model
 
-# %% ../nbs/08_proposals.ipynb #cell015
+# %% ../nbs/08_proposals.ipynb #fce15706
 OFFICIAL = dict(imgsz=1024, conf=0.4, iou=0.9)  # The reference's (method, Proposals)
 OURS = dict(imgsz=dict(ego=640, exo=1280), conf=0.05, iou=0.8)  # Measured on the mini's val takes
 
+# %% ../nbs/08_proposals.ipynb #a40cf187
+def _check_numbers(imgsz, conf: float, iou: float, max_det: int, batch: int) -> dict:  # View → image size
+    "The size that the network sees of each view; `ArgumentError` for numbers that cannot be"
+    sizes = imgsz if isinstance(imgsz, dict) else dict(ego=imgsz, exo=imgsz)
+    if set(sizes) != {'ego', 'exo'} or not all(isinstance(s, int) and 32 <= s <= 8192 for s in sizes.values()):
+        raise ArgumentError(
+            f"imgsz must be a whole number from 32 to 8192, or one each for 'ego' and 'exo', not {imgsz!r}"
+        )
+    for name, value in dict(conf=conf, iou=iou).items():
+        if not 0 <= value <= 1:
+            raise ArgumentError(f'{name} must be between 0 and 1, not {value!r}')
+    if max_det < 1 or batch < 1:
+        raise ArgumentError(f'max_det and batch must be at least 1, not {max_det} and {batch}')
+    return {k: sizes[k] for k in ('ego', 'exo')}
 
+# %% ../nbs/08_proposals.ipynb #cell015
 class Proposer:
     "FastSAM on frames: proposals from images"
 
@@ -149,26 +173,10 @@ class Proposer:
         self.net, digest = load_fastsam(weights), sha256(weights)
         default = OURS if WEIGHTS.is_file() and digest == sha256(WEIGHTS) else OFFICIAL
         imgsz, conf, iou = (default[k] if v is None else v for k, v in dict(imgsz=imgsz, conf=conf, iou=iou).items())
-        sizes = imgsz if isinstance(imgsz, dict) else dict(ego=imgsz, exo=imgsz)
-        if set(sizes) != {'ego', 'exo'} or not all(isinstance(s, int) and 32 <= s <= 8192 for s in sizes.values()):
-            raise ArgumentError(
-                f"imgsz must be a whole number from 32 to 8192, or one each for 'ego' and 'exo', not {imgsz!r}"
-            )
-        for name, value in dict(conf=conf, iou=iou).items():
-            if not 0 <= value <= 1:
-                raise ArgumentError(f'{name} must be between 0 and 1, not {value!r}')
-        if max_det < 1 or batch < 1:
-            raise ArgumentError(f'max_det and batch must be at least 1, not {max_det} and {batch}')
+        sizes = _check_numbers(imgsz, conf, iou, max_det, batch)
         self.batch, self.device = batch, str(best_device(device))
-        self.settings = dict(
-            proposer='fastsam',
-            weights=digest,
-            imgsz={k: sizes[k] for k in ('ego', 'exo')},
-            conf=conf,
-            iou=iou,
-            max_det=max_det,
-            boxes='detector',
-        )
+        numbers = dict(imgsz=sizes, conf=conf, iou=iou, max_det=max_det)
+        self.settings = dict(proposer='fastsam', weights=digest, **numbers, boxes='detector')
 
 # %% ../nbs/08_proposals.ipynb #cell019
 @lru_cache(16)
@@ -176,7 +184,7 @@ def enlargement(
     grid: tuple[int, int],  # (rows, columns) of the prototypes
     size: tuple[int, int],  # (height, width) of the frame
 ):  # Tensors [height, rows], [width, columns]
-    "Bilinear enlargement of masks as two matrices, by ultralytics' rule: the input's padding is cut off on whole pixels"
+    "Bilinear enlargement of masks as two matrices, by ultralytics' rule: padding is cut off on whole pixels"
     import torch
     from torch.nn.functional import interpolate
 
@@ -324,27 +332,29 @@ class GroundTruthProposer:
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def of_frames(
-        self,
-        root: str | Path,  # A root
-        take: str,  # Uid
-        camera: str,  # Camera
-        frames,  # Indices of its frames
-    ) -> Iterator:  # (frame, `Proposals`), or (frame, error)
-        "The annotated masks of a camera's frames, at the frames' size, with a score of 1"
-        for f in frames:
-            try:
-                size, there = load_frame(root, take, camera, f).shape[:2], []
-                for name in self.annotations[take].masks:
-                    rle = self.annotations.rle(take, name, camera, f)
-                    if rle is not None:
-                        there.append(rle_resize(rle, size))
-                there = [r for r in there if rle_areas([r])[0]]
-                yield f, make_proposals(size, there, np.ones(len(there)))
-            except EgoExoError as e:
-                yield f, e
+# %% ../nbs/08_proposals.ipynb #421c12dc
+@patch
+def of_frames(
+    self: GroundTruthProposer,
+    root: str | Path,  # A root
+    take: str,  # Uid
+    camera: str,  # Camera
+    frames,  # Indices of its frames
+) -> Iterator:  # (frame, `Proposals`), or (frame, error)
+    "The annotated masks of a camera's frames, at the frames' size, with a score of 1"
+    for f in frames:
+        try:
+            size, there = load_frame(root, take, camera, f).shape[:2], []
+            for name in self.annotations[take].masks:
+                rle = self.annotations.rle(take, name, camera, f)
+                if rle is not None:
+                    there.append(rle_resize(rle, size))
+            there = [r for r in there if rle_areas([r])[0]]
+            yield f, make_proposals(size, there, np.ones(len(there)))
+        except EgoExoError as e:
+            yield f, e
 
-# %% ../nbs/08_proposals.ipynb #cell046
+# %% ../nbs/08_proposals.ipynb #de71745f
 COLUMNS = dict(
     take='string',
     camera='string',
@@ -360,7 +370,7 @@ COLUMNS = dict(
     area='int32',
 )
 
-
+# %% ../nbs/08_proposals.ipynb #cell046
 def _table(take: str, camera: str, frame: int, p: Proposals, schema):
     "Rows of one frame"
     import pyarrow as pa
@@ -379,6 +389,30 @@ def _table(take: str, camera: str, frame: int, p: Proposals, schema):
     ]
     return pa.table([pa.array(c, t) for c, t in zip(columns, schema.types)], schema=schema)
 
+# %% ../nbs/08_proposals.ipynb #d6236ed1
+_LAYOUT = dict(
+    compression='zstd',
+    compression_level=9,
+    use_dictionary=['take', 'camera'],
+    write_statistics=['frame'],
+    write_page_checksum=True,
+)
+
+# %% ../nbs/08_proposals.ipynb #6273de60
+def _schema(there: list[tuple], settings: dict, digests: dict):
+    "The columns, and what a file says of its proposals: what made them, of which frames, and from what"
+    import pyarrow as pa
+
+    notes = dict(
+        settings=json.dumps(settings, sort_keys=True),
+        frames=json.dumps([[f, len(p), *p.size] for f, p in there]),
+        made_from=json.dumps(digests),
+    )
+    return pa.schema(
+        [(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()],
+        {f'egoexo_corr.{k}': v for k, v in notes.items()},
+    )
+
 # %% ../nbs/08_proposals.ipynb #ea004e8d
 def write_proposals(
     path: str | Path,  # The Parquet file
@@ -389,31 +423,12 @@ def write_proposals(
     made_from: dict = None,  # Frame → digest of what they were made from (`frame_digest`)
 ):
     "Write the proposals of a camera, atomically, a row group a frame"
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow.parquet as pq
 
     there = [(int(f), frames[f]) for f in sorted(frames)]
     digests = {str(f): made_from[f] for f, _ in there if made_from and made_from.get(f)}
-    notes = dict(
-        settings=json.dumps(settings, sort_keys=True),
-        frames=json.dumps([[f, len(p), *p.size] for f, p in there]),
-        made_from=json.dumps(digests),
-    )
-    schema = pa.schema(
-        [(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()],
-        {f'egoexo_corr.{k}': v for k, v in notes.items()},
-    )
-    with (
-        atomic_path(path) as tmp,
-        pq.ParquetWriter(
-            tmp,
-            schema,
-            compression='zstd',
-            compression_level=9,
-            use_dictionary=['take', 'camera'],
-            write_statistics=['frame'],
-            write_page_checksum=True,
-        ) as out,
-    ):
+    schema = _schema(there, settings, digests)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, **_LAYOUT) as out:
         for f, p in there:
             if len(p):
                 out.write_table(_table(take, camera, f, p, schema))
@@ -464,10 +479,30 @@ def _open(path: Path) -> _File:
         ) from None
     return _File(parquet, notes['settings'], index, Path(path), made_from)
 
-# %% ../nbs/08_proposals.ipynb #cell049
+# %% ../nbs/08_proposals.ipynb #bc52ac52
 READ = {k: COLUMNS[k] for k in ('counts', 'x', 'y', 'w', 'h', 'score', 'area')}
 
+# %% ../nbs/08_proposals.ipynb #2146a382
+def _columns(rows, n: int, size: tuple[int, int]) -> tuple:  # counts, boxes, scores, areas
+    "The columns of a frame's rows; `ValueError` for what cannot be of `n` proposals"
+    if (
+        rows.num_rows != n
+        or [str(t) for t in rows.schema.types] != [('float' if k == 'float32' else k) for k in READ.values()]
+        or any(c.null_count for c in rows.columns)
+    ):
+        raise ValueError('rows')
+    counts, *numbers = rows.columns
+    x, y, w, h, scores, areas = (c.to_numpy() for c in numbers)
+    boxes = np.stack([x, y, w, h], 1)
+    if (
+        not np.isfinite(boxes).all()
+        or ((scores < 0) | (scores > 1)).any()
+        or ((areas < 0) | (areas > size[0] * size[1])).any()
+    ):
+        raise ValueError('numbers')
+    return counts, boxes, scores, areas
 
+# %% ../nbs/08_proposals.ipynb #cell049
 def _read(file: _File, frame: int) -> Proposals:
     "The proposals of one frame"
     import pyarrow as pa
@@ -479,26 +514,11 @@ def _read(file: _File, frame: int) -> Proposals:
         return make_proposals(size, [])
     try:
         rows = file.parquet.read_row_group(group, columns=list(READ), use_threads=False)
-        if (
-            rows.num_rows != n
-            or [str(t) for t in rows.schema.types] != [('float' if k == 'float32' else k) for k in READ.values()]
-            or any(c.null_count for c in rows.columns)
-        ):
-            raise ValueError('rows')
-        counts, *numbers = rows.columns
-        x, y, w, h, scores, areas = (c.to_numpy() for c in numbers)
-        boxes = np.stack([x, y, w, h], 1)
-        if (
-            not np.isfinite(boxes).all()
-            or ((scores < 0) | (scores > 1)).any()
-            or ((areas < 0) | (areas > size[0] * size[1])).any()
-        ):
-            raise ValueError('numbers')
+        counts, boxes, scores, areas = _columns(rows, n, size)
     except (pa.ArrowException, OSError, ValueError):
         raise FileError('is damaged; delete it and make it again', file=file.path, frame=frame) from None
-    return Proposals(
-        size, [{'size': list(size), 'counts': c} for c in counts.to_pylist()], scores, boxes, areas.astype(np.int64)
-    )
+    rles = [{'size': list(size), 'counts': c} for c in counts.to_pylist()]
+    return Proposals(size, rles, scores, boxes, areas.astype(np.int64))
 
 # %% ../nbs/08_proposals.ipynb #aa3d02af
 class ProposalStore:
@@ -523,46 +543,57 @@ class ProposalStore:
     def _open(self, take, camera):
         return _open(inside(self.folder, take, f'{camera}.parquet'))
 
-    def cameras(self) -> list[tuple[str, str]]:
-        "(take, camera) of all files"
-        return sorted((p.parent.name, p.stem) for p in self.folder.glob('*/*.parquet'))
+# %% ../nbs/08_proposals.ipynb #a1edee82
+@patch
+def cameras(self: ProposalStore) -> list[tuple[str, str]]:
+    "(take, camera) of all files"
+    return sorted((p.parent.name, p.stem) for p in self.folder.glob('*/*.parquet'))
 
-    def frames(self, take: str, camera: str) -> dict[int, int]:
-        "Frame → number of proposals"
-        return {f: n for f, (_, n, _) in self._open(take, camera).index.items()}
 
-    def settings(self, take: str, camera: str) -> dict:
-        "What made a file"
-        return self._open(take, camera).settings
+@patch
+def frames(self: ProposalStore, take: str, camera: str) -> dict[int, int]:
+    "Frame → number of proposals"
+    return {f: n for f, (_, n, _) in self._open(take, camera).index.items()}
 
-    @property
-    def made_with(self) -> dict:
-        "What made the store; {} while it is empty"
-        return next((self.settings(p.parent.name, p.stem) for p in self.folder.glob('*/*.parquet')), {})
 
-    def made_from(self, take: str, camera: str) -> dict:
-        "Frame → what tells its proposals from others: how many, their size, and the digest of what they were made from, `None` if nobody noted it"
-        file = self._open(take, camera)
-        return {f: [n, *size, file.made_from.get(f)] for f, (_, n, size) in file.index.items()}
+@patch
+def settings(self: ProposalStore, take: str, camera: str) -> dict:
+    "What made a file"
+    return self._open(take, camera).settings
 
-    def read(
-        self,
-        take: str,  # Uid
-        camera: str,  # Camera
-        frame: int,  # Frame
-    ) -> Proposals:
-        "The proposals of a frame, without reading the others; `DataError` if they are of another shape than the frame is now"
-        try:
-            p = _read(self._open(take, camera), int(frame))
-            now = frame_size(frame_path(self.folder.parent.parent, take, camera, frame))
-            if now is None or same_shape(p.size, now):
-                return p
-            sizes = ' and '.join('×'.join(map(str, s)) for s in (p.size, now))
-            raise DataError(
-                f"the proposals are of another picture than the frame is now ({sizes}); run 'egoexo_proposals' again"
-            )
-        except EgoExoError as e:
-            raise e.at(take=take, camera=camera, frame=int(frame)) from None
+# %% ../nbs/08_proposals.ipynb #6d66bdf8
+@patch(as_prop=True)
+def made_with(self: ProposalStore) -> dict:
+    "What made the store; {} while it is empty"
+    return next((self.settings(p.parent.name, p.stem) for p in self.folder.glob('*/*.parquet')), {})
+
+# %% ../nbs/08_proposals.ipynb #ddfc5ba7
+@patch
+def made_from(self: ProposalStore, take: str, camera: str) -> dict:
+    "Frame → number of proposals, their size, the digest of what they were made from (`None` if nobody noted it)"
+    file = self._open(take, camera)
+    return {f: [n, *size, file.made_from.get(f)] for f, (_, n, size) in file.index.items()}
+
+# %% ../nbs/08_proposals.ipynb #57d3d3fe
+@patch
+def read(
+    self: ProposalStore,
+    take: str,  # Uid
+    camera: str,  # Camera
+    frame: int,  # Frame
+) -> Proposals:
+    "The proposals of a frame, and no others; `DataError` if they are of another shape than the frame is now"
+    try:
+        p = _read(self._open(take, camera), int(frame))
+        now = frame_size(frame_path(self.folder.parent.parent, take, camera, frame))
+        if now is None or same_shape(p.size, now):
+            return p
+        sizes = ' and '.join('×'.join(map(str, s)) for s in (p.size, now))
+        raise DataError(
+            f"the proposals are of another picture than the frame is now ({sizes}); run 'egoexo_proposals' again"
+        )
+    except EgoExoError as e:
+        raise e.at(take=take, camera=camera, frame=int(frame)) from None
 
 # %% ../nbs/08_proposals.ipynb #006346a1
 def proposal_frames(
@@ -603,18 +634,25 @@ class ProposalRun(JobReport):
         )
 
     def __str__(self):
-        lines = [super().__str__()]
-        if self.stale:
-            lines.append(
-                f'note: {self.stale} frames had proposals of another picture or of other masks; theirs are made anew'
-            )
-        if self.unknown:
-            lines.append(
-                f'note: {self.unknown} frames had proposals of before it was noted what they are made from; theirs are made anew'
-            )
-        return '\n'.join(lines)
+        return '\n'.join([super().__str__(), *self._notes()])
 
     __repr__ = __str__
+
+# %% ../nbs/08_proposals.ipynb #fda0fbe1
+@patch
+def _notes(self: ProposalRun) -> list[str]:
+    "What is to be said about frames whose proposals were made anew"
+    notes = []
+    if self.stale:
+        notes.append(
+            f'note: {self.stale} frames had proposals of another picture or of other masks; theirs are made anew'
+        )
+    if self.unknown:
+        notes.append(
+            f'note: {self.unknown} frames had proposals of before it was noted what they are made from; '
+            'theirs are made anew'
+        )
+    return notes
 
 # %% ../nbs/08_proposals.ipynb #5e3a75bd
 def _check_settings(folder: Path, settings: dict):
@@ -640,6 +678,18 @@ def _still_fits(noted: str | None, now: str) -> bool:
     "Whether proposals are of what is there now; where nobody noted what they were made from, they are not believed"
     return noted == now or not now
 
+# %% ../nbs/08_proposals.ipynb #a3031c57
+def _made(proposer, root, take: str, camera: str, todo, run: ProposalRun, bar) -> dict:  # Frame → `Proposals`
+    "Propose; frames that cannot be read are reported"
+    made = {}
+    for f, p in proposer.of_frames(root, take, camera, todo):
+        bar.update()
+        if isinstance(p, EgoExoError):
+            run.report(p.at(take=take, camera=camera, frame=f))
+        else:
+            made[f] = p
+    return made
+
 # %% ../nbs/08_proposals.ipynb #3a07ed4f
 def _complete(path: Path, take: str, camera: str, wanted, proposer, root, run: ProposalRun, bar):
     "Bring one file of the store up to date"
@@ -655,13 +705,7 @@ def _complete(path: Path, take: str, camera: str, wanted, proposer, root, run: P
     todo = [f for f in wanted if f not in frames]
     run.kept += len(wanted) - len(todo)
     bar.update(len(wanted) - len(todo))
-    made = {}
-    for f, p in proposer.of_frames(root, take, camera, todo):
-        bar.update()
-        if isinstance(p, EgoExoError):
-            run.report(p.at(take=take, camera=camera, frame=f))
-        else:
-            made[f] = p
+    made = _made(proposer, root, take, camera, todo, run, bar)
     there = {**frames, **made}
     made_from = {f: digests.get(f, noted.get(f)) for f in there}
     if there and (made or stale or any(noted.get(f) != d for f, d in made_from.items() if d)):
@@ -680,6 +724,19 @@ def _propose_part(*arguments) -> ProposalRun:
     torch.set_num_threads(1)
     return propose(*arguments)
 
+# %% ../nbs/08_proposals.ipynb #2530f617
+def _propose_cameras(cameras, proposer, root, run: ProposalRun):
+    "Bring the files of cameras up to date; a problem of one leaves the others"
+    from tqdm import tqdm
+
+    with tqdm(total=sum(len(f) for _, f in cameras), unit='frame', disable=None) as bar:
+        for (take, camera), wanted in cameras:
+            path = inside(run.folder, take, f'{camera}.parquet')
+            try:
+                _complete(path, take, camera, wanted, proposer, root, run, bar)
+            except EgoExoError as e:
+                run.report(e.at(take=take, camera=camera))
+
 # %% ../nbs/08_proposals.ipynb #c56a06ea
 def propose(
     root: str | Path,  # A root
@@ -691,27 +748,17 @@ def propose(
     workers: int = 1,  # Processes, each with one thread, that share the work
 ) -> ProposalRun:  # What was done and what went wrong; its text is the summary
     "Fill a store with the proposals of frames; goes on where an earlier run was stopped"
-    from tqdm import tqdm
-
     if not 0 <= shard[0] < shard[1]:
         raise ArgumentError(f'a shard is (i, n) with 0 ≤ i < n, not {tuple(shard)}')
     run = ProposalRun(inside(Path(root) / 'proposals', name), strict)
     _check_settings(run.folder, proposer.settings)
     if workers != 1:
-        parts = [
-            (root, frames, proposer, name, (shard[0] + k * shard[1], workers * shard[1]), strict)
-            for k in range(workers)
-        ]
+        shards = [(shard[0] + k * shard[1], workers * shard[1]) for k in range(workers)]
+        parts = [(root, frames, proposer, name, s, strict) for s in shards]
         for part in share(_propose_part, parts, workers):
             run.add(part)
         return run
     run.folder.mkdir(parents=True, exist_ok=True)
     cameras = [(k, sorted(map(int, g.frame))) for k, g in frames.groupby(['take', 'camera'])][shard[0] :: shard[1]]
-    with tqdm(total=sum(len(f) for _, f in cameras), unit='frame', disable=None) as bar:
-        for (take, camera), wanted in cameras:
-            path = inside(run.folder, take, f'{camera}.parquet')
-            try:
-                _complete(path, take, camera, wanted, proposer, root, run, bar)
-            except EgoExoError as e:
-                run.report(e.at(take=take, camera=camera))
+    _propose_cameras(cameras, proposer, root, run)
     return run

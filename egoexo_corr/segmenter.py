@@ -14,39 +14,36 @@ import pandas as pd
 from .core import atomic_path, view_of
 from .masks import rle_areas, rle_decode, rle_iou, rle_resize
 from .dataset import Annotations
-from .proposals import import_ultralytics, load_fastsam, same_threads
+from .proposals import Proposals, import_ultralytics, load_fastsam, same_threads
+
+# %% ../nbs/09_segmenter.ipynb #26ac167f
+def _best(p: Proposals, rle: dict | None) -> dict | None:  # side, iou, candidate, candidates
+    "The best candidate for an object's mask in a frame; `None` where the object is not visible"
+    rle = rle_resize(rle, p.size) if rle else None
+    if rle is None or not (area := rle_areas([rle])[0]):
+        return None
+    iou = rle_iou(p.rles, [rle])[:, 0]
+    return dict(
+        side=area**0.5, iou=iou.max(initial=0), candidate=int(iou.argmax()) if len(iou) else -1, candidates=len(p)
+    )
 
 # %% ../nbs/09_segmenter.ipynb #cell089
 def best_iou(
     root: str | Path,  # A root
     pairs: pd.DataFrame,  # Pairs (`read_pairs`)
     store,  # `ProposalStore`, or whatever else has `read(take, camera, frame)`
-) -> pd.DataFrame:  # A row a visible pair: the pair's columns, side (√area of the mask in the frame, pixels), iou, candidate, candidates
+) -> pd.DataFrame:  # A row a visible pair: its columns, side (√area of the mask, pixels), iou, candidate, candidates
     "The best candidate of each pair that is visible in the destination"
     annotations, rows = Annotations(root), {}
     for (take, camera, frame), here in pairs.groupby(['take', 'dest_cam', 'frame']):
         p = store.read(take, camera, frame)
         for name in here.object.unique():
-            rle = annotations.rle(take, name, camera, frame)
-            rle = rle_resize(rle, p.size) if rle else None
-            if rle is None or not (area := rle_areas([rle])[0]):
-                continue
-            iou = rle_iou(p.rles, [rle])[:, 0]
-            rows[take, name, camera, frame] = dict(
-                side=area**0.5,
-                iou=iou.max(initial=0),
-                candidate=int(iou.argmax()) if len(iou) else -1,
-                candidates=len(p),
-            )
+            if best := _best(p, annotations.rle(take, name, camera, frame)):
+                rows[take, name, camera, frame] = best
     keys = list(zip(pairs['take'], pairs.object, pairs.dest_cam, pairs.frame))
     seen = [k in rows for k in keys]
-    return pd.concat(
-        [
-            pairs[seen].reset_index(drop=True),
-            pd.DataFrame([rows[k] for k in keys if k in rows], columns=['side', 'iou', 'candidate', 'candidates']),
-        ],
-        axis=1,
-    )
+    found = pd.DataFrame([rows[k] for k in keys if k in rows], columns=['side', 'iou', 'candidate', 'candidates'])
+    return pd.concat([pairs[seen].reset_index(drop=True), found], axis=1)
 
 # %% ../nbs/09_segmenter.ipynb #cell090
 SIDES = (0, 16, 32, 64, 128, np.inf)  # √area, pixels
@@ -149,6 +146,16 @@ def cut_tile(
     polygons = [outline(m) for m in small if m.sum() >= 24]
     return fit(image), [(p + 0.5) / TILE for p in polygons if p is not None]
 
+# %% ../nbs/09_segmenter.ipynb #74189093
+def _write_tile(out: Path, folder: str, name: str, tile: np.ndarray, text: str):
+    "Write a tile and its polygons, as YOLO wants them"
+    import cv2
+
+    for kind in ('images', 'labels'):
+        (out / kind / folder).mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(out / 'images' / folder / f'{name}.jpg'), tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    (out / 'labels' / folder / f'{name}.txt').write_text(text)
+
 # %% ../nbs/09_segmenter.ipynb #cell114
 def write_tiles(
     frames,  # (image, {instance: RLE}, camera), as `mini.training_frames` yields them
@@ -157,15 +164,11 @@ def write_tiles(
     anywhere: bool = False,  # The third tile of an exo frame from anywhere
 ) -> int:  # Tiles written
     "Cut frames into training tiles: two of an ego frame, three of an exo frame"
-    import cv2
-
     out, n = Path(out), 0
     for i, (image, masks, camera) in enumerate(frames):
         rng, view = np.random.default_rng(seed + i), view_of(camera)
-        dense, image = (
-            [rle_decode(r).astype(np.uint8) for r in masks.values()],
-            compress(image, int(rng.integers(24, 31))),
-        )
+        dense = [rle_decode(r).astype(np.uint8) for r in masks.values()]
+        image = compress(image, int(rng.integers(24, 31)))
         for t in range(2 if view == 'ego' else 3) if dense else ():
             scale = TILE / len(image) if view == 'ego' and not t else np.exp(rng.uniform(*np.log(SCALES[view])))
             tile, polygons = cut_tile(image, dense, rng, scale, anywhere and t == 2)
@@ -173,12 +176,7 @@ def write_tiles(
                 continue
             text = '\n'.join('0 ' + ' '.join(f'{v:.4f}' for v in p.clip(0, 1).reshape(-1)) for p in polygons)
             for folder in ('train', 'val') if n < 8 else ('train',):
-                for kind in ('images', 'labels'):
-                    (out / kind / folder).mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(
-                    str(out / 'images' / folder / f'{i:06d}_{t}.jpg'), tile[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]
-                )
-                (out / 'labels' / folder / f'{i:06d}_{t}.txt').write_text(text)
+                _write_tile(out, folder, f'{i:06d}_{t}', tile, text)
             n += 1
     (out / 'data.yaml').write_text(
         f'path: {out.resolve()}\ntrain: images/train\nval: images/val\nnames: {{0: object}}\n'
@@ -217,7 +215,7 @@ head:
   - [[15, 18, 21], 1, Segment, [nc, 24, 32]]
 """
 
-# %% ../nbs/09_segmenter.ipynb #cell121
+# %% ../nbs/09_segmenter.ipynb #583087a3
 RECIPE = dict(
     imgsz=TILE,
     batch=8,
@@ -249,7 +247,23 @@ RECIPE = dict(
     deterministic=False,
 )
 
+# %% ../nbs/09_segmenter.ipynb #4cb4cab8
+def _network(folder: Path, start: str | Path | None):
+    "The network to train, in ultralytics' hands: from scratch, or with the weights of a checkpoint"
+    network = folder / 'fastsam-mini-seg.yaml'
+    network.write_text(NETWORK)
+    model = import_ultralytics().YOLO(network, task='segment')
+    if start:
+        model.model = load_fastsam(start).model
+        model.ckpt = {'model': model.model}
+    return model
 
+# %% ../nbs/09_segmenter.ipynb #c03449a6
+def _losses(trainer) -> list[float]:
+    "Losses of a step: box, seg, cls, l1"
+    return [float(trainer.loss_items[k]) for k in ('box_loss', 'seg_loss', 'cls_loss', 'l1_loss')]
+
+# %% ../nbs/09_segmenter.ipynb #cell121
 def train_fastsam(
     tiles: str | Path,  # What `write_tiles` made
     out: str | Path,  # The checkpoint to write
@@ -265,17 +279,9 @@ def train_fastsam(
     out, steps = Path(out), []
     threads = torch.get_num_threads()
 
-    def note(trainer):
-        steps.append([float(trainer.loss_items[k]) for k in ('box_loss', 'seg_loss', 'cls_loss', 'l1_loss')])
-
     with tempfile.TemporaryDirectory() as folder:
-        network = Path(folder) / 'fastsam-mini-seg.yaml'
-        network.write_text(NETWORK)
-        model = import_ultralytics().YOLO(network, task='segment')
-        if start:
-            model.model = load_fastsam(start).model
-            model.ckpt = {'model': model.model}
-        model.add_callback('on_train_batch_end', note)
+        model = _network(Path(folder), start)
+        model.add_callback('on_train_batch_end', lambda trainer: steps.append(_losses(trainer)))
         model.add_callback('on_train_start', lambda _: torch.set_num_threads(threads))
         with same_threads():
             model.train(
