@@ -160,7 +160,7 @@ class _Features:
         return tuple(n // self.pool[view] for n in self.source.grid(view))
 
     def context(self, view: str) -> int:
-        "Pixels by which a box grows for its context: 100; by the report's rule fewer where `scale` makes the image smaller"
+        "Pixels by which a box grows for its context: 100; by the report's rule fewer if `scale` makes images smaller"
         if self.made_with['rule'] == 'reference':
             return 100
         return round(100 * self.source.grid(view)[0] / GRIDS[view][0])
