@@ -300,9 +300,7 @@ class View(NamedTuple):
     camera: str
     map: Tensor  # [C, h, w], the frame's tokens; float16 as they lie in a store, or float32
     proposals: list  # P RLEs; none in the source view, unless rivals are wanted
-    descriptors: (
-        Tensor | None
-    )  # float32 [P, 2C], of the proposals; in the destination [P+V, 2C], the visible ground truths last
+    descriptors: Tensor | None  # float32 [P, 2C]; in the destination [P+V, 2C], the visible ground truths last
     places: np.ndarray  # float64 [P, 2], centroids of the proposals, row and column in image heights
 
 
@@ -312,9 +310,7 @@ class Objects(NamedTuple):
     rows: np.ndarray  # int64 [B], the pairs, by their place in the table
     descriptors: Tensor  # float32 [B, 2C], in the source view
     places: np.ndarray  # float64 [B, 2], centroids there, row and column in image heights
-    truth: (
-        np.ndarray
-    )  # int64 [B], the row of each one's ground truth in the destination's descriptors; −1 if it is not visible
+    truth: np.ndarray  # int64 [B], row of each one's ground truth in the destination's descriptors; −1 if not visible
     known: np.ndarray  # bool [B], whether an annotator looked for it there; if not, nobody knows whether it is visible
     iou: np.ndarray  # float64 [B, P], mask IoU of each ground truth with each proposal of the destination
     box_iou: np.ndarray  # float64 [B, P], the same of the truth's extent and the proposals' boxes
