@@ -448,7 +448,7 @@ class _Extraction:
     "The videos of one take, being extracted by a pool"
 
     def __init__(self, result: Preparation, take: Take, pool, bar, videos: Path, part: str):
-        self.result, self.take, self.root, self.jobs, self.changed = result, take, result.root, [], []
+        self.result, self.take, self.root, self.jobs = result, take, result.root, []
         cameras, wanted = cameras_of(take.entry, take.uid), wanted_frames(take.entry)
         self.videos = {c: video_path(videos, take.entry['take_name'], c, part) for c in cameras}
         self.old = record_of(self.root, take.uid, 'release')
