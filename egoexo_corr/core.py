@@ -166,6 +166,16 @@ def view_of(camera: str) -> str:  # 'ego' or 'exo'
     return 'ego' if 'aria' in camera.lower() else 'exo'
 
 # %% ../nbs/00_core.ipynb #cell019
+def _through_link(root: Path, parts) -> bool:
+    "Whether a part of a path below `root` is a symbolic link"
+    path = str(root)
+    for part in parts:
+        path = os.path.join(path, str(part))
+        if os.path.islink(path):
+            return True
+    return False
+
+
 def inside(
     root: str | Path,  # The folder that must not be left
     *parts: str,  # Names that come from data, one folder or file name each
@@ -178,7 +188,7 @@ def inside(
             raise DataError(f'{p!r:.60} cannot be a file name: it must be text of at most 255 bytes')
     root = Path(root)
     path = root.joinpath(*map(str, parts))
-    if not path.resolve().is_relative_to(root.resolve()):
+    if _through_link(root, parts) and not path.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{'/'.join(map(str, parts))!r} leads out of {root.name or root} through a symbolic link")
     return path
 

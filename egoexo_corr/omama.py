@@ -353,15 +353,29 @@ class Match(NamedTuple):
 
 
 @patch
+def _rows(self: OMaMa, descriptors: Tensor) -> Tensor:  # [..., 1536]
+    "Descriptors in the model's type and width"
+    descriptors = descriptors.to(self.source_positions.dtype)
+    if self.dim == WIDTH:
+        return descriptors
+    return project_descriptors(descriptors, self.projection.weight, self.projection.bias)
+
+
+@patch
+def _maps(self: OMaMa, maps: Tensor) -> Tensor:  # [B, 768, h, w]
+    "Maps in the model's width; the 1×1 convolution as the product that it is"
+    if self.dim == WIDTH:
+        return maps
+    tokens = maps.to(self.source_positions.dtype).flatten(2)
+    tokens = self.projection.weight.flatten(1) @ tokens + self.projection.bias[:, None]
+    return tokens.unflatten(2, maps.shape[2:])
+
+
+@patch
 def _projected(self: OMaMa, source_desc, dest_desc, source_map, dest_map):
     "The inputs in the model's type and width, descriptors repeated where each pair has its own map"
-    kind = self.source_positions.dtype
-    source_desc, dest_desc = source_desc.to(kind), dest_desc.to(kind)
-    if self.dim != WIDTH:
-        source_desc, dest_desc = (
-            project_descriptors(d, self.projection.weight, self.projection.bias) for d in (source_desc, dest_desc)
-        )
-        source_map, dest_map = (self.projection(m.to(kind)) for m in (source_map, dest_map))
+    source_desc, dest_desc = self._rows(source_desc), self._rows(dest_desc)
+    source_map, dest_map = self._maps(source_map), self._maps(dest_map)
     if len(source_desc) == 1:
         source_desc = source_desc.expand(len(dest_map), -1, -1)
     if len(dest_desc) == 1:
@@ -369,6 +383,21 @@ def _projected(self: OMaMa, source_desc, dest_desc, source_map, dest_map):
     return source_desc, dest_desc, source_map, dest_map
 
 # %% ../nbs/11a_omama.ipynb #cell060
+@patch
+def _embedded(
+    self: OMaMa,
+    rows: Tensor,  # [R, 1536]
+    looks: list,  # Who looks at what: number of rows, of pairs, maps [B or 1, 768, h, w], positions [768, h, w]
+) -> Tensor:  # [R, 768], of length 1
+    "Embeddings of all rows; only what they look at is done piece by piece"
+    queries = self.attention.queries(rows[:, :WIDTH]).split([n for n, *_ in looks])
+    pooled = [
+        pool_tokens(q.reshape(pairs, -1, WIDTH), maps, positions, self.attention.norm_input.eps).view(-1, HEADS, WIDTH)
+        for q, (_, pairs, maps, positions) in zip(queries, looks)
+    ]
+    return F.normalize(self.embed(torch.cat([self.attention.finish(torch.cat(pooled)), rows], 1)), dim=-1)
+
+
 @patch
 def match(
     self: OMaMa,
@@ -382,15 +411,13 @@ def match(
     self._check(source_desc, dest_desc, source_map, dest_map, candidates)
     source, dest, source_map, dest_map = self._projected(source_desc, dest_desc, source_map, dest_map)
     rows = torch.cat([source.flatten(0, 1), dest.flatten(0, 1)])
-    queries = self.attention.queries(rows[:, :WIDTH]).split([len(source), len(rows) - len(source)])
-    pooled = [
-        pool_tokens(q.reshape(len(d), -1, WIDTH), m, p, self.attention.norm_input.eps).view(-1, HEADS, WIDTH)
-        for q, d, m, p in zip(
-            queries, (source, dest), (dest_map, source_map), (self.dest_positions, self.source_positions)
-        )
+    looks = [
+        (len(source), len(source), dest_map, self.dest_positions),
+        (len(rows) - len(source), len(dest), source_map, self.source_positions),
     ]
-    embedding = F.normalize(self.embed(torch.cat([self.attention.finish(torch.cat(pooled)), rows], 1)), dim=-1)
-    source, dest = embedding[: len(source)], embedding[len(source) :].view(*dest.shape[:2], WIDTH)
+    sizes = dest.shape[:2]
+    source, dest = self._embedded(rows, looks).split([n for n, *_ in looks])
+    dest = dest.unflatten(0, sizes)
     similarity = (dest @ source[..., None])[..., 0]
     return Match(similarity if candidates is None else similarity.masked_fill(~candidates, -torch.inf), source, dest)
 
@@ -399,6 +426,23 @@ def match(
 def forward(self: OMaMa, source_desc, dest_desc, source_map, dest_map, candidates=None) -> Tensor:  # [B, N]
     "Similarities; arguments as in `match`"
     return self.match(source_desc, dest_desc, source_map, dest_map, candidates).similarity
+
+
+@patch
+def match_frames(
+    self: OMaMa,
+    frames: list,  # Frame pairs: descriptors [S, 2·dim] and [N, 2·dim], maps [dim, h, w] of source and destination
+) -> list[Match]:  # A frame pair each; similarities [S, N], of every object to every candidate
+    "What `match` makes of each of them"
+    for source, dest, *maps in frames:
+        self._check(source[:, None], dest[None], *(m[None] for m in maps))
+    rows = self._rows(torch.cat([descriptors for source, dest, *_ in frames for descriptors in (source, dest)]))
+    looks = []
+    for source, dest, source_map, dest_map in frames:
+        looks.append((len(source), 1, self._maps(dest_map[None]), self.dest_positions))
+        looks.append((len(dest), 1, self._maps(source_map[None]), self.source_positions))
+    embedded = self._embedded(rows, looks).split([n for n, *_ in looks])
+    return [Match(source @ dest.T, source, dest[None]) for source, dest in zip(embedded[::2], embedded[1::2])]
 
 # %% ../nbs/11a_omama.ipynb #cell069
 def matching_loss(

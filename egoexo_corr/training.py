@@ -174,7 +174,9 @@ class Objective(nn.Module):
 
     def forward(self, samples: list[Sample]) -> Tensor:  # [3], sums of the losses: matching, asking back, existence
         if samples:
-            return sum(self.losses(s) for s in samples)
+            inputs = [self._inputs(s) for s in samples]
+            matches = self._matches([s.pair for s in samples], [seen for seen, _ in inputs])
+            return sum(self.losses(s, match, drawn) for s, match, (_, drawn) in zip(samples, matches, inputs))
         return sum(0 * p.sum() for p in self.parameters() if p.requires_grad).expand(3)
 
     def total(self, sums: Tensor) -> Tensor:
@@ -183,8 +185,8 @@ class Objective(nn.Module):
 
 # %% ../nbs/14b_training.ipynb #c4b89f65
 @patch
-def _inputs(self: Objective, sample: Sample) -> tuple:  # Tensors where the matcher is
-    "Descriptors of the sources and of what is used of `dest`, both maps; `asked`, `index` of these, `target`, `valid`"
+def _inputs(self: Objective, sample: Sample) -> tuple:  # Two tuples of tensors where the matcher is
+    "Descriptors of the sources and of what is used of `dest`, maps; and `asked`, `index` of these, `target`, `valid`"
     pair, P = sample.pair, len(sample.pair.dest.proposals)
     proposals = torch.arange(P if self.existence else 0, device=sample.index.device)
     used, index = torch.unique(torch.cat([proposals, sample.index.flatten()]), return_inverse=True)
@@ -193,19 +195,20 @@ def _inputs(self: Objective, sample: Sample) -> tuple:  # Tensors where the matc
     if not len(rows):
         rows = rows.new_zeros(1, rows.shape[1])
     seen = pair.sources, rows[used], pair.source.map, pair.dest.map
-    inputs = *seen, sample.asked, index, sample.target, sample.valid
-    return tuple(x.to(self.balance.device, non_blocking=True) for x in inputs)
+    drawn = sample.asked, index, sample.target, sample.valid
+    return tuple(tuple(x.to(self.balance.device, non_blocking=True) for x in part) for part in (seen, drawn))
 
 # %% ../nbs/14b_training.ipynb #9a44f1b2
 @patch
-def _finite_match(self: Objective, pair: FramePair, source, dest, source_map, dest_map) -> Match:
-    "What the matcher makes of a frame pair; `DataError` if that is no numbers"
-    match = self.matcher.match(source[:, None], dest[None], source_map[None].float(), dest_map[None].float())
-    if not match.similarity.isfinite().all():
-        raise DataError(
-            'the similarities are not finite numbers', take=pair.take, camera=pair.dest.camera, frame=pair.frame
-        )
-    return match
+def _matches(self: Objective, pairs: list[FramePair], seen: list) -> list[Match]:
+    "What the matcher makes of frame pairs; `DataError` if that is no numbers"
+    matches = self.matcher.match_frames([tuple(x.float() for x in inputs) for inputs in seen])
+    for pair, match in zip(pairs, matches):
+        if not match.similarity.isfinite().all():
+            raise DataError(
+                'the similarities are not finite numbers', take=pair.take, camera=pair.dest.camera, frame=pair.frame
+            )
+    return matches
 
 
 @patch
@@ -217,15 +220,19 @@ def _existence_loss(self: Objective, match: Match, seen: Tensor, known: Tensor) 
 
 # %% ../nbs/14b_training.ipynb #b9137fdb
 @patch
-def losses(self: Objective, sample: Sample) -> Tensor:  # [3]
+def losses(
+    self: Objective,
+    sample: Sample,
+    match: Match,  # What the matcher makes of its frame pair
+    drawn: tuple,  # From `_inputs`
+) -> Tensor:  # [3]
     "The losses of a frame pair, summed over its objects"
     pair, device, P = sample.pair, self.balance.device, len(sample.pair.dest.proposals)
-    source, dest, source_map, dest_map, asked, index, target, valid = self._inputs(sample)
+    asked, index, target, valid = drawn
     visible, known, same = (
         torch.from_numpy(x).to(device)
         for x in (pair.objects.visible, pair.objects.known, pair.objects.rival_iou >= 0.5)
     )
-    match = self._finite_match(pair, source, dest, source_map, dest_map)
     similarity, seen = match.similarity[asked].gather(1, index).masked_fill(~valid, -torch.inf), visible[asked]
     loss = matching_loss(similarity, target, seen.float(), self.temperature) * len(asked)
     back = (
