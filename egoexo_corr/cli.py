@@ -217,24 +217,14 @@ def egoexo_proposals(
         _stop('not every frame has proposals')
 
 # %% ../nbs/20_cli.ipynb #cell024
-def _describe_truth(root, backbone, direction, splits, strict):
-    "Descriptors of the annotated masks, into the feature store of a backbone"
-    from egoexo_corr.frames import describe_all
-    from egoexo_corr.dataset import Annotations
-    from egoexo_corr.omama import describe
-    from egoexo_corr.frames import StoredFeatures
+def _described(root, backbone, proposals, direction, splits, strict):
+    "Descriptors of annotated masks and of proposals, into the feature store of a backbone"
+    from egoexo_corr.frames import StoredFeatures, describe_all
+    from egoexo_corr.proposals import ProposalStore
 
-    annotations, features = Annotations(root), StoredFeatures(root, backbone.name)
-    context = {features.image_size(view): features.context(view) for view in ('ego', 'exo')}
-
-    def pool(maps, masks, boxes, size):
-        return describe(maps, masks, boxes, size, context[tuple(size)])
-
-    def masks_of(take, camera, frames):
-        seen = {f: {name: annotations.rle(take, name, camera, f) for name in annotations[take].masks} for f in frames}
-        return {f: {name: r for name, r in named.items() if r} for f, named in seen.items()}
-
-    return describe_all(features.store, 'truth', masks_of, pool, direction, splits, strict)
+    there = proposals or (Path(root) / 'proposals' / 'fastsam').is_dir()
+    stored = ProposalStore(root, proposals or 'fastsam') if there else None
+    return describe_all(StoredFeatures(root, backbone.name), stored, direction, splits, strict=strict)
 
 # %% ../nbs/20_cli.ipynb #7b3620b8
 def _report(what: str, done):
@@ -264,6 +254,7 @@ def egoexo_features(
     patch: int = None,  # Pixels per token, for a model outside the registry
     dim: int = None,  # Length of its tokens, likewise
     scale: float = 1,  # Of the grids; 0.5 makes the maps four times smaller
+    proposals: str = None,  # Describe those of this store; by default of 'fastsam', if there is one
     direction: str = None,  # Frames of the pairs of exo2ego or ego2exo; both by default
     splits: str = 'train,val,test',  # Of these splits
     rule: str = 'report',  # How frames become images: report, or reference, for its own weights and settings
@@ -273,7 +264,7 @@ def egoexo_features(
     workers: int = 2,  # Threads that decode frames
     strict: store_true = False,  # Stop at the first frame that cannot be done
 ):
-    "Fill the feature store of a root with a backbone's maps and the descriptors of annotated masks"
+    "Fill the feature store of a root with a backbone's maps and the descriptors of annotated masks and proposals"
     from egoexo_corr.backbones import load
     from egoexo_corr.features import extract
     from egoexo_corr.core import this_process
@@ -282,7 +273,7 @@ def egoexo_features(
     model = load(backbone, weights, patch, dim, scale, device, rule=rule, precision=precision)
     jobs = {
         'maps': extract(root, model, direction, splits, batch_size, workers, strict),
-        'descriptors': _describe_truth(root, model, direction, splits, strict),
+        'descriptors': _described(root, model, proposals, direction, splits, strict),
     }
     if this_process().is_main_process:
         for what, done in jobs.items():

@@ -561,6 +561,13 @@ def settings(self: ProposalStore, take: str, camera: str) -> dict:
     "What made a file"
     return self._open(take, camera).settings
 
+
+@patch
+def digest(self: ProposalStore, take: str, camera: str) -> str:  # 16 hexadecimal digits; '' where there is no file
+    "What tells a camera's file from another"
+    path = inside(self.folder, take, f'{camera}.parquet')
+    return sha256(path)[:16] if path.is_file() else ''
+
 # %% ../nbs/08_proposals.ipynb #6d66bdf8
 @patch(as_prop=True)
 def made_with(self: ProposalStore) -> dict:
