@@ -7,8 +7,8 @@ __all__ = ['FORMAT', 'EARLIER', 'all_finite', 'FeatureStore', 'used_frames', 'Ex
            'over_cameras', 'extract', 'fingerprint']
 
 # %% ../nbs/10b_features.ipynb #587b4a8b
-import hashlib, json
-from collections import Counter, OrderedDict
+import hashlib, json, math
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
@@ -104,6 +104,35 @@ def _open(path: Path):
         raise FileError("not a file of features, or truncated; run 'egoexo_features' again", file=path)
     return file, about
 
+# %% ../nbs/10b_features.ipynb #9cfc0df7
+def _header(shapes: dict, about: dict, room: int = 0) -> bytes:
+    "The beginning of a file of half-precision tensors, name → shape, in this order; filled up to `room` bytes"
+    header, at = {'__metadata__': {'egoexo_corr': json.dumps(about, sort_keys=True)}}, 0
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        header[name] = {'dtype': 'F16', 'shape': list(shape), 'data_offsets': [at, end]}
+        at = end
+    text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
+    length = max(-(-len(text) // 8) * 8, room - 8)
+    return length.to_bytes(8, 'little') + text.ljust(length)
+
+
+def _write_in_turn(
+    path: Path,
+    tensors,  # Iterable of frame and half-precision tensor, in the order of the frames as text
+    shapes: dict,  # Frame → shape, of all that may come, in this order
+    about,  # Function that gives the entry of JSON once all have come; no longer than it is for all
+):
+    "What `_write` writes, with no more than one tensor in memory"
+    room, written = len(_header({str(f): s for f, s in shapes.items()}, about(shapes))), {}
+    with atomic_path(path) as tmp, open(tmp, 'wb') as file:
+        file.seek(room)
+        for frame, tensor in tensors:
+            file.write(memoryview(tensor.contiguous().numpy()).cast('B'))
+            written[str(frame)] = tuple(tensor.shape)
+        file.seek(0)
+        file.write(_header(written, about(written), room))
+
 # %% ../nbs/10b_features.ipynb #cell071
 def _has_sizes(made_with: dict) -> bool:
     "Whether the numbers that a store's shapes follow from are there"
@@ -178,6 +207,13 @@ def path(self: FeatureStore, kind: str, take: str, camera: str) -> Path:
 
 # %% ../nbs/10b_features.ipynb #1533f2f2
 @patch
+def _about(self: FeatureStore, **about) -> dict:
+    "What stands in a file of this store beside the tensors"
+    library = f"egoexo_corr {__version__}, timm {version('timm')}"
+    return {'made_with': self.made_with, 'library': library, **about}
+
+
+@patch
 def write(
     self: FeatureStore,
     kind: str,  # 'maps', or what the descriptors are of
@@ -187,12 +223,30 @@ def write(
     **about,  # What else is to be kept with them
 ):
     "Write all frames of a camera"
-    library = f"egoexo_corr {__version__}, timm {version('timm')}"
     try:
-        _write(self.path(kind, take, camera), tensors, {'made_with': self.made_with, 'library': library, **about})
+        _write(self.path(kind, take, camera), tensors, self._about(**about))
     except DataError as e:
         raise e.at(take=take, camera=camera) from None
     self._files.pop((kind, take, camera), None)
+
+# %% ../nbs/10b_features.ipynb #adaf1aaf
+@patch
+def write_maps(
+    self: FeatureStore,
+    take: str,  # Take
+    camera: str,  # Camera
+    maps,  # Iterable of frame and map [h, w, C], float16 and finite, in the order of `frames`; some may fail to come
+    frames: list[int],  # All that may come, ordered as text
+    made_from: dict,  # Frame (text) → digest of its picture, or `None`
+):
+    "Write the maps of a camera as they come"
+
+    def about(written):
+        return self._about(made_from={f: made_from[f] for f in map(str, written) if made_from[f]})
+
+    shape = *self.grid(view_of(camera)), self.dim
+    _write_in_turn(self.path('maps', take, camera), maps, dict.fromkeys(frames, shape), about)
+    self._files.pop(('maps', take, camera), None)
 
 # %% ../nbs/10b_features.ipynb #cell074
 @patch
@@ -268,6 +322,16 @@ def used_frames(
     return {key: rows.frame.tolist() for key, rows in table.groupby(['take', 'camera'])}
 
 # %% ../nbs/10b_features.ipynb #cell084
+def _ahead(pool, f, items, n: int):
+    "`f(item)` for each item, in order, by the threads of a pool; no more than `n` are begun before they are asked for"
+    items, begun = iter(items), deque()
+    for item in islice(items, n):
+        begun.append(pool.submit(f, item))
+    while begun:
+        yield begun.popleft().result()
+        begun.extend(pool.submit(f, item) for item in islice(items, 1))
+
+
 def _batches(backbone, root, take, camera, frames, batch_size, pool):
     "Batches of frames and their images, or the error in place of an image"
 
@@ -277,28 +341,28 @@ def _batches(backbone, root, take, camera, frames, batch_size, pool):
         except EgoExoError as e:
             return frame, e.at(take=take, camera=camera, frame=frame)
 
-    loaded = pool.map(load_one, frames)
+    loaded = _ahead(pool, load_one, frames, 2 * batch_size)
     while batch := list(islice(loaded, batch_size)):
         yield batch
 
 # %% ../nbs/10b_features.ipynb #580ec94f
+def _maps_of(backbone, images: list):
+    "The map `[h, w, C]` of each image in half precision"
+    return backbone.dense(np.stack(images)).permute(0, 2, 3, 1).half().cpu() if images else ()
+
+
 def _camera_maps(backbone, root, take, camera, frames, batch_size, pool):
     "Frame after frame: its map `[h, w, C]`, or an error"
     for batch in _batches(backbone, root, take, camera, frames, batch_size, pool):
-        good = [(f, image) for f, image in batch if not isinstance(image, EgoExoError)]
-        yield from ((f, e) for f, e in batch if isinstance(e, EgoExoError))
-        if not good:
-            continue
-        maps = backbone.dense(np.stack([image for _, image in good])).permute(0, 2, 3, 1).half().cpu()
-        for (f, _), x in zip(good, maps):
-            yield (
-                f,
-                x
-                if all_finite(x)
-                else DataError(
-                    f'{backbone.name} gives NaN or infinity in half precision', take=take, camera=camera, frame=f
-                ),
-            )
+        maps = iter(_maps_of(backbone, [image for _, image in batch if not isinstance(image, EgoExoError)]))
+        for frame, image in batch:
+            if isinstance(image, EgoExoError):
+                yield frame, image
+            elif all_finite(x := next(maps)):
+                yield frame, x
+            else:
+                problem = f'{backbone.name} gives NaN or infinity in half precision'
+                yield frame, DataError(problem, take=take, camera=camera, frame=frame)
 
 # %% ../nbs/10b_features.ipynb #cell085
 class Extraction(JobReport):
@@ -338,26 +402,54 @@ def is_present(store, kind, take, camera) -> set[int]:
         return set()
 
 # %% ../nbs/10b_features.ipynb #58e955b4
+class _NothingNew(Exception):
+    "A camera's file can stay as it is"
+
+
+def _new_and_kept(store, take, camera, order, here, maps, made: list, bar, run: Extraction):
+    "Frame and map in order, computed or read; what cannot be computed is reported"
+    for frame in order:
+        if frame in here:
+            yield frame, store.read('maps', take, camera, frame)
+            continue
+        _, result = next(maps)
+        bar.update()
+        if isinstance(result, EgoExoError):
+            run.report(result)
+        else:
+            made.append(frame)
+            yield frame, result
+
+
+def _write_if_new(store, take, camera, new, order, of: dict, made: list, stale: set):
+    "Write a camera's maps, unless the file that is there can stay"
+
+    def maps():
+        yield from new
+        if not made and not stale:
+            raise _NothingNew
+
+    try:
+        store.write_maps(take, camera, maps(), order, of)
+    except _NothingNew:
+        return
+
+# %% ../nbs/10b_features.ipynb #16bdbb41
 def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar, run: Extraction):
     "Compute what a camera lacks and write its file"
     here, noted = is_present(store, 'maps', take, camera), store.made_from('maps', take, camera)
     digests = {f: frame_digest(store.root, take, camera, f) for f in frames}
     stale = {f for f in here & set(frames) if digests[f] and noted.get(str(f)) != digests[f]}
-    unknown = sum(str(f) not in noted for f in stale)
-    here -= stale
-    missing, maps = [f for f in frames if f not in here], {}
+    unknown, here = sum(str(f) not in noted for f in stale), here - stale
+    missing, made = sorted(set(frames) - here, key=str), []
     bar.update(len(frames) - len(missing))
-    for frame, result in _camera_maps(backbone, store.root, take, camera, missing, batch_size, pool):
-        if isinstance(result, EgoExoError):
-            run.report(result)
-        else:
-            maps[frame] = result
-        bar.update()
-    if maps or stale:
-        there = {f: store.read('maps', take, camera, f) for f in here} | maps
-        made_from = {f: d for f in map(str, there) if (d := noted.get(f) if int(f) in here else digests[int(f)])}
-        store.write('maps', take, camera, there, made_from=made_from)
-    run.made += len(maps)
+    if missing:
+        order = sorted(here | set(missing), key=str)
+        maps = _camera_maps(backbone, store.root, take, camera, missing, batch_size, pool)
+        new = _new_and_kept(store, take, camera, order, here, maps, made, bar, run)
+        of = {str(f): noted.get(str(f)) if f in here else digests[f] for f in order}
+        _write_if_new(store, take, camera, new, order, of, made, stale)
+    run.made += len(made)
     run.kept += len(frames) - len(missing)
     run.changed += len(stale) - unknown
     run.unknown += unknown

@@ -429,14 +429,16 @@ def adjacency(
     "Which masks are neighbours; all `False` with fewer than three non-empty masks"
     if order not in (1, 2, 3):
         raise ArgumentError(f'the order of an adjacency must be 1, 2 or 3, not {order!r}')
-    centroids = rle_centroids(rles)
+    from scipy.sparse import csr_array
+
+    centroids, N = rle_centroids(rles), len(rles)
     there = np.flatnonzero(~np.isnan(centroids[:, 0]))
-    a = np.zeros((len(rles), len(rles)), np.float32)
-    if there.size >= 3:
-        i, j = there[_triangulation_edges(centroids[there])].T
-        a[i, j] = a[j, i] = 1
+    if there.size < 3:
+        return np.zeros((N, N), bool)
+    i, j = there[_triangulation_edges(centroids[there])].T
+    a = csr_array((np.ones(2 * len(i), np.int64), (np.concatenate([i, j]), np.concatenate([j, i]))), (N, N))
     reach = step = a
     for _ in range(order - 1):
-        step = (step @ a > 0).astype(np.float32)
+        step = step @ a
         reach = reach + step
-    return reach > 0
+    return (reach > 0).toarray()
