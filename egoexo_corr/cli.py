@@ -331,6 +331,7 @@ def egoexo_train(
     device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
     readers: int = None,  # Processes that read ahead; by default up to 8 for a GPU, none for the CPU
     log_with: str = None,  # Hand losses and metrics on to a tracker: tensorboard, wandb, ...
+    strict: store_true = False,  # Stop at the first frame that cannot be used; else its pairs are left out
 ):
     "Train a matcher"
     from egoexo_corr.core import this_process
@@ -358,10 +359,12 @@ def egoexo_train(
     if settings['rule'] == 'reference':
         features = f"{features.removesuffix('-reference')}-reference"
     stored, proposed = StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals)
-    how = dict(mixed_precision=mixed_precision, device=device, readers=readers, log_with=log_with)
+    how = dict(mixed_precision=mixed_precision, device=device, readers=readers, log_with=log_with, strict=strict)
     run = fit(root, name, stored, proposed, direction, resume, restart, **how, **settings)
     if this_process().is_main_process:
         print(run.history.round(4).to_string(index=False))
+    if run.left_out:
+        _stop('not every pair could be used for training')
 
 # %% ../nbs/20_cli.ipynb #8d1a3dd0
 def _opened_run(root, name, proposals):

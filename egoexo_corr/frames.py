@@ -641,16 +641,19 @@ class FramePairs(FrameMasks):
         pairs: pd.DataFrame = None,  # Other pairs than those of the split's pair file
         order: int = 2,  # Of the adjacency
         rivals: bool = False,  # Give the source view's proposals, too, for `omama.ask_back` and `omama.geometric_prior`
+        strict: bool = True,  # Refuse a frame that cannot be used; else its pairs are left out (`left_out`)
     ):
         super().__init__(root, features, proposals, order)
         self.direction, self.rivals, self.path = Direction(direction), rivals, pairs_path(root, split, direction)
-        self.pairs = _some_pairs(pairs, self.path, split, direction)
-        groups = self.pairs.groupby(['take', 'source_cam', 'dest_cam', 'frame'], sort=False).indices
+        self.left_out = []  # An error for each frame, camera or take that cannot be used
+        self._ask(_some_pairs(pairs, self.path, split, direction))
+        self._keep(strict)
+
+    def _ask(self, pairs: pd.DataFrame):
+        "Take pairs, and put them together by their frames"
+        groups = pairs.groupby(['take', 'source_cam', 'dest_cam', 'frame'], sort=False).indices
         self.keys, self.rows = list(groups), list(groups.values())
-        self.asked = self.pairs['object'].to_numpy(object)
-        if not features.live:
-            self.annotations.index(self.pairs['take'].unique())
-        self._keep_descriptors()
+        self.pairs, self.asked = pairs, pairs['object'].to_numpy(object)
 
 # %% ../nbs/12_frames.ipynb #685fa428
 @patch
@@ -673,26 +676,89 @@ def looked_for(self: FramePairs, i: int) -> np.ndarray:  # bool [B]
 
 # %% ../nbs/12_frames.ipynb #d863c0d9
 @patch
-def _keep_descriptors(self: FramePairs):
-    "Have the descriptors of all masks of the split's frames; `DataError` for a frame without features"
-    from tqdm import tqdm
-
-    todo = [
+def _cameras(self: FramePairs) -> list:  # side, take, camera, frames
+    "What the pairs look at"
+    return [
         (side, *key, rows.frame.tolist())
         for side in ('source', 'dest')
         for key, rows in frames_of(self.pairs, side).groupby(['take', 'camera'])
     ]
-    for side, take, camera, frames in todo:
-        if lost := self.features.lacks(take, camera, frames):
-            raise DataError(
-                f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; "
-                "if the frame is there, run 'egoexo_features' again",
-                take=take,
-                camera=camera,
-                frame=min(lost),
-            )
-    for side, take, camera, frames in tqdm(todo, 'descriptors', unit='camera', disable=None, leave=False):
-        self.keep_camera(take, camera, frames, side == 'dest' or self.rivals)
+
+
+@patch
+def _without_features(self: FramePairs, side: str, take: str, camera: str, frames):
+    "An error, and the frames that it is about; if there are any"
+    try:
+        lost = self.features.lacks(take, camera, frames)
+    except EgoExoError as e:
+        yield e.at(take=take, camera=camera), set(frames)
+        return
+    if lost:
+        problem = (
+            f"a pair's {dict(source='source', dest='destination')[side]} frame has no features; "
+            "if the frame is there, run 'egoexo_features' again"
+        )
+        yield DataError(problem, take=take, camera=camera, frame=min(lost)), lost
+
+
+@patch
+def _without_descriptors(self: FramePairs, side: str, take: str, camera: str, frames):
+    "Have a camera's descriptors; errors, and the frames that each is about: one, or all that are left"
+    left = sorted(set(frames) - self.features.lacks(take, camera, frames))
+    while left:
+        try:
+            self.keep_camera(take, camera, left, side == 'dest' or self.rivals)
+            return
+        except EgoExoError as e:
+            frame = str(e.where.get('frame', ''))
+            lost = {int(frame)} if frame.isdecimal() and int(frame) in left else set(left)
+            yield e.at(take=take, camera=camera), lost
+            left = [f for f in left if f not in lost]
+
+# %% ../nbs/12_frames.ipynb #a9369621
+@patch
+def _keep(self: FramePairs, strict: bool):
+    "Have the descriptors of all masks of the split's frames; a frame without is refused, or its pairs are left out"
+    from tqdm import tqdm
+
+    if not self.features.live:
+        self._drop(self._without_annotation(), strict)
+    for look in (self._without_features, self._without_descriptors):
+        cameras = tqdm(self._cameras(), 'descriptors', unit='camera', disable=None, leave=False)
+        problems = (
+            (e, {(take, camera, f) for f in lost})
+            for side, take, camera, frames in cameras
+            for e, lost in look(side, take, camera, frames)
+        )
+        self._drop(problems, strict)
+
+# %% ../nbs/12_frames.ipynb #56308164
+@patch
+def _without_annotation(self: FramePairs):
+    "Give the takes an index; errors, and the frames of those whose annotation cannot be used"
+    for take, rows in frames_of(self.pairs).groupby('take'):
+        try:
+            self.annotations.index([take])
+        except EgoExoError as e:
+            yield e.at(take=take), {(take, camera, frame) for camera, frame in zip(rows.camera, rows.frame)}
+
+
+@patch
+def _drop(self: FramePairs, problems, strict: bool):
+    "Leave out the pairs of frames (take, camera, frame) that errors are about; raise the first, if `strict`"
+    bad = set()
+    for error, frames in problems:
+        if strict:
+            raise error
+        self.left_out.append(error)
+        bad |= frames
+    if not bad:
+        return
+    ends = [zip(self.pairs['take'], self.pairs[camera], self.pairs.frame) for camera in ('source_cam', 'dest_cam')]
+    good = [not bad & {*both} for both in zip(*ends)]
+    if not any(good):
+        raise DataError(f'no pair of this split can be used; the first is refused because: {self.left_out[0]}')
+    self._ask(self.pairs[good].reset_index(drop=True))
 
 # %% ../nbs/12_frames.ipynb #7a5b5937
 @patch

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
+    EgoExoError,
     FileError,
     differences,
     inside,
@@ -103,6 +104,7 @@ def frame_pairs(
     proposals,  # As `FramePairs` takes them
     settings: Settings,
     pairs: pd.DataFrame = None,  # Other pairs than those of the split's pair file
+    strict: bool = True,  # As `FramePairs` takes it
 ) -> FramePairs:
     "A split's frame pairs as a matcher of these settings wants them: with rivals if it looks at them"
     return FramePairs(
@@ -114,6 +116,7 @@ def frame_pairs(
         pairs,
         settings.order,
         rivals=settings.mutual > 0 or settings.geometry,
+        strict=strict,
     )
 
 # %% ../nbs/14a_runs.ipynb #65452e21
@@ -152,6 +155,13 @@ def history(self: Run) -> pd.DataFrame:
 def finished(self: Run) -> bool:
     "Whether all epochs are done"
     return (self.folder / 'history.csv').is_file() and len(self.history) >= self.config['settings']['epochs']
+
+
+@patch(as_prop=True)
+def left_out(self: Run) -> dict:  # split → {'pairs': how many, 'of': how many, 'problems': lines}
+    "What its training could not use (`FramePairs.left_out`); {} if it could use all"
+    path = self.folder / 'left_out.json'
+    return read_json(path) if path.is_file() else {}
 
 
 @patch(as_prop=True)
@@ -215,7 +225,10 @@ def inputs_of(
     rivals = settings.mutual > 0 or settings.geometry
 
     def of_proposals(take, camera, frames):
-        noted = proposals.made_from(take, camera)
+        try:
+            noted = proposals.made_from(take, camera)
+        except EgoExoError:
+            noted = {}
         return [[f, noted.get(f)] for f in frames]
 
     return {

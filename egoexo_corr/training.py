@@ -36,6 +36,7 @@ from egoexo_corr.core import (
     read_json,
     share,
     this_process,
+    write_json,
 )
 from .metrics import evaluate, observations
 from .dataset import ground_truth, pairs_path, read_note, read_pairs, sample_by_count, what_changed
@@ -634,6 +635,39 @@ def _train_epochs(trainer: Trainer, name: str, each_epoch, save_every: int):
         tracker.finish()
     a.wait_for_everyone()
 
+# %% ../nbs/14b_training.ipynb #313264f2
+def _note_left_out(run: Run, used: dict, tables: dict, accelerator):
+    "Write down what of the splits' pairs could not be used"
+    if not accelerator.is_main_process:
+        return
+    path = run.folder / 'left_out.json'
+    left_out = {
+        split: dict(
+            pairs=len(tables[split]) - len(pairs.pairs),
+            of=len(tables[split]),
+            problems=[str(e) for e in pairs.left_out],
+        )
+        for split, pairs in used.items()
+        if pairs.left_out
+    }
+    if left_out:
+        write_json(path, left_out, indent=1)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _say_left_out(run: Run, accelerator, most: int = 10):
+    "Print what a training could not use"
+    for split, left in run.left_out.items() if accelerator.is_main_process else ():
+        problems = left['problems']
+        more = [f'… and {len(problems) - most} more in {run.name}/left_out.json'] if len(problems) > most else []
+        print(
+            f"note: {left['pairs']} of {left['of']} pairs of the split {split} were left out of the training:",
+            *problems[:most],
+            *more,
+            sep='\n- ',
+        )
+
 # %% ../nbs/14b_training.ipynb #233abcd8
 @delegates(Settings)
 def fit(
@@ -650,6 +684,7 @@ def fit(
     device: str = None,  # Where to train (`core.best_device`)
     readers: int = None,  # Processes that read ahead (`default_readers`)
     log_with: str = None,  # A tracker that Accelerate knows, such as 'tensorboard' or 'wandb', or a `GeneralTracker`
+    strict: bool = False,  # End with the first frame that cannot be used; else its pairs are left out (`Run.left_out`)
     **kwargs,
 ) -> Run:
     "Train a matcher; `**kwargs` are `Settings`"
@@ -670,14 +705,18 @@ def fit(
         check_inputs(run, made_from)
     if run and run.finished:
         return _finished(run, a)
-    train, val = (frame_pairs(root, split, direction, features, proposals, s, pairs) for split, pairs in tables.items())
+    train, val = used = [
+        frame_pairs(root, split, direction, features, proposals, s, pairs, strict) for split, pairs in tables.items()
+    ]
     trainer = Trainer(run, train, val, s, a, readers)
     with a.main_process_first():
         if restart and a.is_main_process:
             _discard(root, name)
         trainer.run = run = open_run(root, name, config, resume or not a.is_main_process, made_from)
     with folder_lock(run.folder) if a.is_main_process else nullcontext():
+        _note_left_out(run, dict(zip(tables, used)), tables, a)
         _train_epochs(trainer, name, each_epoch, save_every)
+    _say_left_out(run, a)
     return run
 
 # %% ../nbs/14b_training.ipynb #4ce92d42
@@ -688,6 +727,7 @@ def _finished(run: Run, accelerator) -> Run:
             f'note: {run.name} is finished; nobody noted what it was made from, '
             'so that it may be of other inputs than there are now'
         )
+    _say_left_out(run, accelerator)
     return run
 
 
