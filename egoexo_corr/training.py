@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'batches', 'Sample', 'draw_sample', 'Samples', 'Objective', 'object_sights', 'whitening',
-           'informed_start', 'first_matcher', 'training_pairs', 'existence_balance', 'learning_rate', 'Trainer', 'fit',
-           'fit_all', 'LiveCurve', 'run_scores', 'prediction_inputs', 'why_anew']
+           'informed_start', 'first_matcher', 'existence_balance', 'learning_rate', 'Trainer', 'fit', 'fit_all',
+           'LiveCurve', 'run_scores', 'prediction_inputs', 'why_anew']
 
 # %% ../nbs/14b_training.ipynb #b5d377c1
 import io, json, math, shutil
@@ -33,13 +33,11 @@ from egoexo_corr.core import (
     folder_lock,
     has_bf16,
     inside,
-    read_json,
     share,
     this_process,
-    write_json,
 )
 from .metrics import evaluate, observations
-from .dataset import ground_truth, pairs_path, read_note, read_pairs, sample_by_count, what_changed
+from .dataset import ground_truth, pairs_path, read_note, read_pairs, what_changed
 from .omama import WIDTH, Match, OMaMa, matching_loss, sample_candidates
 from .frames import FramePair, FramePairs, LiveFeatures, default_readers, proposals_name, reading
 from .prediction import Answer, answer_all, matcher_scores, prediction_json
@@ -53,10 +51,13 @@ from egoexo_corr.runs import (
     check_run,
     frame_pairs,
     inputs_of,
+    note_left_out,
     open_run,
     proposals_made_with,
     read_progress,
+    say_left_out,
     training_inputs,
+    training_pairs,
 )
 from . import __version__
 
@@ -340,16 +341,6 @@ def first_matcher(
         if settings.whiten and not ours:
             informed_start(matcher, pairs)
     return matcher
-
-# %% ../nbs/14b_training.ipynb #cell080
-def training_pairs(root: str | Path, direction: str, settings: Settings) -> pd.DataFrame:
-    "The training pairs of a root, or as many of them as the settings say"
-    path = pairs_path(root, 'train', direction)
-    table, pairs = read_pairs(path, direction), read_json(path)
-    if settings.count is None:
-        return table
-    kept = {id(p) for p in sample_by_count(pairs, settings.count, settings.seed, settings.balanced)}
-    return table[[id(p) in kept for p in pairs]]
 
 # %% ../nbs/14b_training.ipynb #814a8216
 def _accelerator(
@@ -635,39 +626,6 @@ def _train_epochs(trainer: Trainer, name: str, each_epoch, save_every: int):
         tracker.finish()
     a.wait_for_everyone()
 
-# %% ../nbs/14b_training.ipynb #313264f2
-def _note_left_out(run: Run, used: dict, tables: dict, accelerator):
-    "Write down what of the splits' pairs could not be used"
-    if not accelerator.is_main_process:
-        return
-    path = run.folder / 'left_out.json'
-    left_out = {
-        split: dict(
-            pairs=len(tables[split]) - len(pairs.pairs),
-            of=len(tables[split]),
-            problems=[str(e) for e in pairs.left_out],
-        )
-        for split, pairs in used.items()
-        if pairs.left_out
-    }
-    if left_out:
-        write_json(path, left_out, indent=1)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _say_left_out(run: Run, accelerator, most: int = 10):
-    "Print what a training could not use"
-    for split, left in run.left_out.items() if accelerator.is_main_process else ():
-        problems = left['problems']
-        more = [f'… and {len(problems) - most} more in {run.name}/left_out.json'] if len(problems) > most else []
-        print(
-            f"note: {left['pairs']} of {left['of']} pairs of the split {split} were left out of the training:",
-            *problems[:most],
-            *more,
-            sep='\n- ',
-        )
-
 # %% ../nbs/14b_training.ipynb #233abcd8
 @delegates(Settings)
 def fit(
@@ -714,9 +672,11 @@ def fit(
             _discard(root, name)
         trainer.run = run = open_run(root, name, config, resume or not a.is_main_process, made_from)
     with folder_lock(run.folder) if a.is_main_process else nullcontext():
-        _note_left_out(run, dict(zip(tables, used)), tables, a)
+        if a.is_main_process:
+            note_left_out(run, dict(zip(tables, used)), tables)
         _train_epochs(trainer, name, each_epoch, save_every)
-    _say_left_out(run, a)
+    if a.is_main_process:
+        say_left_out(run)
     return run
 
 # %% ../nbs/14b_training.ipynb #4ce92d42
@@ -727,7 +687,8 @@ def _finished(run: Run, accelerator) -> Run:
             f'note: {run.name} is finished; nobody noted what it was made from, '
             'so that it may be of other inputs than there are now'
         )
-    _say_left_out(run, accelerator)
+    if accelerator.is_main_process:
+        say_left_out(run)
     return run
 
 
