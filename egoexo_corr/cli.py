@@ -197,7 +197,7 @@ def egoexo_proposals(
     strict: store_true = False,  # Stop at the first problem
 ):
     "Find candidate masks in the destination frames of a root's pairs"
-    from egoexo_corr.core import Direction
+    from egoexo_corr.core import Direction, this_process
     from egoexo_corr.proposals import GroundTruthProposer, Proposer
     from egoexo_corr.exchange import import_reference
 
@@ -211,8 +211,9 @@ def egoexo_proposals(
     else:
         proposer = GroundTruthProposer(root) if truth else Proposer(weights, imgsz, conf, iou, max_det, batch, device)
         runs = [_proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers)]
-    print(*runs, sep='\n', flush=True)
-    _export(root, name, direction, splits, export, coco)
+    if this_process().is_main_process:
+        print(*runs, sep='\n', flush=True)
+        _export(root, name, direction, splits, export, coco)
     if any(run.problems for run in runs):
         _stop('not every frame has proposals')
 

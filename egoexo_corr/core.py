@@ -9,7 +9,7 @@ __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError'
            'best_device', 'has_bf16', 'this_process']
 
 # %% ../nbs/00_core.ipynb #76f9b323
-import hashlib, json, os, re, signal, sys, threading
+import copy, hashlib, json, os, re, signal, sys, threading
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
@@ -112,6 +112,20 @@ def add(self: JobReport, other: JobReport):
     "Count what another process, or another part of the job, did"
     for name in ('problems', 'notes', *self.counts):
         setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@patch
+def gather(self: JobReport) -> JobReport:  # Itself
+    "Count what all processes of `accelerate launch` did"
+    from accelerate.utils import gather_object
+
+    parts = gather_object([copy.copy(self)])
+    self.problems, self.notes = [], []
+    for name in self.counts:
+        setattr(self, name, 0)
+    for part in parts:
+        self.add(part)
+    return self
 
 # %% ../nbs/00_core.ipynb #5efb77f9
 def differences(

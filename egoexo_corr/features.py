@@ -384,15 +384,6 @@ class Extraction(JobReport):
         "Frames"
         return f'{self.made} frames made, {self.kept} kept'
 
-    def gathered(self) -> 'Extraction':
-        "The same over all processes"
-        from accelerate.utils import gather_object
-
-        total = Extraction(self.strict)
-        for part in gather_object([self]):
-            total.add(part)
-        return total
-
 # %% ../nbs/10b_features.ipynb #25a3209c
 def is_present(store, kind, take, camera) -> set[int]:
     "Frames of a camera that can be kept; a file that cannot be read has none"
@@ -486,7 +477,7 @@ def over_cameras(
     ) as bar:
         for (take, camera), frames in share:
             do(take, camera, frames, bar, run)
-    return run.gathered()
+    return run.gather()
 
 # %% ../nbs/10b_features.ipynb #f68abf8f
 def _set_up(backbone: Backbone, root, direction: str | None, splits):  # accelerate's `PartialState`

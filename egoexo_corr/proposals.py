@@ -32,6 +32,7 @@ from egoexo_corr.core import (
     inside,
     sha256,
     share,
+    this_process,
     view_of,
 )
 
@@ -723,14 +724,6 @@ def _complete(path: Path, take: str, camera: str, wanted, proposer, root, run: P
     run.frames += len(made)
     run.proposals += sum(map(len, made.values()))
 
-# %% ../nbs/08_proposals.ipynb #cb67a223
-def _propose_part(*arguments) -> ProposalRun:
-    "`propose` in a process of its own, where a second thread would only wait for the first"
-    import torch
-
-    torch.set_num_threads(1)
-    return propose(*arguments)
-
 # %% ../nbs/08_proposals.ipynb #2530f617
 def _propose_cameras(cameras, proposer, root, run: ProposalRun):
     "Bring the files of cameras up to date; a problem of one leaves the others"
@@ -744,7 +737,32 @@ def _propose_cameras(cameras, proposer, root, run: ProposalRun):
             except EgoExoError as e:
                 run.report(e.at(take=take, camera=camera))
 
+# %% ../nbs/08_proposals.ipynb #cb67a223
+def _propose_share(root, frames, proposer, name: str, shard, strict: bool) -> ProposalRun:
+    "The i-th of n parts, in this process"
+    run = ProposalRun(inside(Path(root) / 'proposals', name), strict)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    cameras = [(k, sorted(map(int, g.frame))) for k, g in frames.groupby(['take', 'camera'])][shard[0] :: shard[1]]
+    _propose_cameras(cameras, proposer, root, run)
+    return run
+
+
+def _propose_part(*arguments) -> ProposalRun:
+    "The same in a process of its own, where a second thread would only wait for the first"
+    import torch
+
+    torch.set_num_threads(1)
+    return _propose_share(*arguments)
+
 # %% ../nbs/08_proposals.ipynb #c56a06ea
+def _share_of_process(proposer, shard) -> tuple[int, int]:
+    "What this process of `accelerate launch` does of a part, as a part; the proposer goes to its device"
+    state, (i, n) = this_process(getattr(proposer, 'device', None)), shard
+    if state.num_processes > 1 and hasattr(proposer, 'device'):
+        proposer.device = str(state.device)
+    return i + n * state.process_index, n * state.num_processes
+
+
 def propose(
     root: str | Path,  # A root
     frames: pd.DataFrame,  # take, camera, frame (`proposal_frames`)
@@ -753,19 +771,16 @@ def propose(
     shard=(0, 1),  # (i, n): do the i-th of n parts
     strict: bool = False,  # Stop at the first problem
     workers: int = 1,  # Processes, each with one thread, that share the work
-) -> ProposalRun:  # What was done and what went wrong; its text is the summary
+) -> ProposalRun:  # Over all processes: what was done and what went wrong; its text is the summary
     "Fill a store with the proposals of frames; goes on where an earlier run was stopped"
     if not 0 <= shard[0] < shard[1]:
         raise ArgumentError(f'a shard is (i, n) with 0 ≤ i < n, not {tuple(shard)}')
     run = ProposalRun(inside(Path(root) / 'proposals', name), strict)
     _check_settings(run.folder, proposer.settings)
-    if workers != 1:
-        shards = [(shard[0] + k * shard[1], workers * shard[1]) for k in range(workers)]
-        parts = [(root, frames, proposer, name, s, strict) for s in shards]
-        for part in share(_propose_part, parts, workers):
-            run.add(part)
-        return run
-    run.folder.mkdir(parents=True, exist_ok=True)
-    cameras = [(k, sorted(map(int, g.frame))) for k, g in frames.groupby(['take', 'camera'])][shard[0] :: shard[1]]
-    _propose_cameras(cameras, proposer, root, run)
-    return run
+    i, n = _share_of_process(proposer, shard)
+    if workers == 1:
+        return _propose_share(root, frames, proposer, name, (i, n), strict).gather()
+    parts = [(root, frames, proposer, name, (i + k * n, workers * n), strict) for k in range(workers)]
+    for part in share(_propose_part, parts, workers):
+        run.add(part)
+    return run.gather()
