@@ -486,7 +486,7 @@ def _stand_ins(mask: np.ndarray, rng) -> list:  # RLEs, one or two
         found.append(upper)
     return [rle_encode(m) for m in found]
 
-
+# %% ../nbs/10b_features.ipynb #0c29801f
 def stand_in_proposals(
     root: str | Path,  # A root of EgoExo-Mini
 ) -> Callable:  # (take, camera, frame) → RLEs of the frame's size

@@ -427,7 +427,7 @@ TOY_COLORS = [
     (215, 120, 160),
 ]
 
-
+# %% ../nbs/01_masks.ipynb #b53a82f5
 def _toy_things(rng, n: int) -> list[tuple]:  # (place [2], outline [K, 2], colour), on a table from 0 to 1
     "Things that lie apart from each other"
     places = [(x, y) for x in np.linspace(0.1, 0.9, 5) for y in np.linspace(0.12, 0.88, 4)]
