@@ -269,6 +269,19 @@ def read_splits(path: str | Path) -> dict:  # split → uids
         return splits
     raise DataError('is not a table of splits, each a list of takes', file=path)
 
+# %% ../nbs/04a_relations.ipynb #5af6e7f0
+def _checked(uid: str, split: str, entry: dict, about: dict, asked) -> tuple[Take | None, list[EgoExoError]]:
+    "A take of an entry, if it is sound enough, and what is wrong with it"
+    problems = []
+    try:
+        entry = check_entry(entry, uid, problems.append)
+    except EgoExoError as e:
+        return None, [*problems, e]
+    take = Take(uid, split, entry, about.get(uid, {'take_uid': uid, 'take_name': entry['take_name']}))
+    if asked(take):
+        return take, problems
+    return take._replace(entry=entry | {'object_masks': {}}), problems
+
 # %% ../nbs/04a_relations.ipynb #5b8fc7eb
 def _takes_of(release: Path, split: str, order: dict, about: dict, report, asked) -> list[Take]:
     "The sound takes of a split, in its order; what is wrong with others is reported"
@@ -308,19 +321,6 @@ def read_release(
     for split in splits:
         takes += _takes_of(release, split, order, about, report, asked)
     return takes
-
-# %% ../nbs/04a_relations.ipynb #5af6e7f0
-def _checked(uid: str, split: str, entry: dict, about: dict, asked) -> tuple[Take | None, list[EgoExoError]]:
-    "A take of an entry, if it is sound enough, and what is wrong with it"
-    problems = []
-    try:
-        entry = check_entry(entry, uid, problems.append)
-    except EgoExoError as e:
-        return None, [*problems, e]
-    take = Take(uid, split, entry, about.get(uid, {'take_uid': uid, 'take_name': entry['take_name']}))
-    if asked(take):
-        return take, problems
-    return take._replace(entry=entry | {'object_masks': {}}), problems
 
 # %% ../nbs/04a_relations.ipynb #cell050
 def _is_asked(take: Take, scenario: str | None, uids) -> bool:
