@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'toy_masks', 'toy_release', 'fail', 'check_marks', 'check_entry', 'cameras_of', 'wanted_frames',
-           'read_masks', 'Take', 'read_relations', 'read_takes', 'read_splits', 'read_release', 'select_takes']
+           'read_masks', 'Take', 'check_split', 'read_relations', 'read_takes', 'read_splits', 'read_release',
+           'select_takes']
 
 # %% ../nbs/04a_relations.ipynb #ff909db4
 import shutil
@@ -216,6 +217,13 @@ class Take(NamedTuple):
         "The names, in lower case, under which it can be chosen"
         names = (self.entry.get('scenario'), self.about.get('parent_task_name'), self.about.get('task_name'))
         return {n.casefold() for n in names if isinstance(n, str)}
+
+# %% ../nbs/04a_relations.ipynb #3253d219
+def check_split(*splits: str):
+    "`ArgumentError` that names what is no split"
+    for split in splits:
+        if split not in SPLITS:
+            raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {split!r}")
 
 # %% ../nbs/04a_relations.ipynb #36a5d0cd
 def _read_table(text: JsonText, keep) -> tuple[dict | None, str]:
