@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'EARLIER', 'all_finite', 'FeatureStore', 'used_frames', 'Extraction', 'is_present', 'frame_sizes',
-           'over_cameras', 'extract', 'fingerprint']
+           'over_cameras', 'extract', 'fingerprint', 'stand_in_proposals', 'PracticeRoot', 'practice_root']
 
 # %% ../nbs/10b_features.ipynb #587b4a8b
 import hashlib, json, math
 from collections import Counter, OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
@@ -33,11 +35,12 @@ from egoexo_corr.core import (
 )
 
 # %% ../nbs/10b_features.ipynb #e8b68a61
-from .relations import SPLITS
-from .release import frame_path, frame_size
+from .masks import rle_decode, rle_encode, rle_resize
+from .relations import SPLITS, read_splits
+from .release import frame_path, frame_size, prepare
 from .images import GRIDS
-from .dataset import frame_digest, frames_of, load_frame, pairs_path, read_pairs
-from .backbones import STANDARD, Backbone
+from .dataset import Annotations, frame_digest, frames_of, load_frame, pairs_path, read_pairs, write_pairs
+from .backbones import STANDARD, Backbone, load
 from . import __version__
 
 # %% ../nbs/10b_features.ipynb #cell063
@@ -550,3 +553,60 @@ def is_current(
 def names(self: FeatureStore, kind: str, take: str, camera: str, frame: int) -> list[str]:
     "Whose descriptors the rows of a frame are, in order"
     return self.open_file(kind, take, camera)[1]['names'][str(frame)]
+
+# %% ../nbs/10b_features.ipynb #c91e7b7d
+def _stand_ins(mask: np.ndarray, rng) -> list:  # RLEs, one or two
+    "A mask a little too small or too large, and now and then its upper half"
+    import cv2
+
+    side = max(1, int(mask.sum() ** 0.5 * 0.05))
+    small = cv2.erode(mask, np.ones((2 * side + 1,) * 2, np.uint8))
+    large = cv2.dilate(mask, np.ones((side + 1,) * 2, np.uint8))
+    found = [small if rng.random() < 0.5 and small.any() else large]
+    upper, rows = mask.copy(), np.flatnonzero(mask.any(1))
+    upper[rows[len(rows) // 2] :] = 0
+    if upper.any() and rng.random() < 0.5:
+        found.append(upper)
+    return [rle_encode(m) for m in found]
+
+# %% ../nbs/10b_features.ipynb #0c29801f
+def stand_in_proposals(
+    root: str | Path,  # A root of EgoExo-Mini
+) -> Callable:  # (take, camera, frame) → RLEs of the frame's size
+    "Proposals made from the annotation, the same ones whenever they are asked for, to practise on"
+    annotations = Annotations(root)
+
+    @lru_cache(None)
+    def stand_in(take: str, camera: str, frame: int) -> list:
+        rng, found = np.random.default_rng(frame), []
+        for cameras in annotations[take].masks.values():
+            if (rle := cameras.get(camera, {}).get(str(frame))) is None:
+                continue
+            mask = rle_decode(rle_resize(rle, STANDARD[view_of(camera)])).astype(np.uint8)
+            found += _stand_ins(mask, rng) if mask.any() else []
+        return found
+
+    return stand_in
+
+# %% ../nbs/10b_features.ipynb #0e3ad07c
+class PracticeRoot(NamedTuple):
+    "A root that is made in seconds, and what was made of it"
+
+    root: Path
+    takes: list[str]  # Uids: two of train, one of val, one of test
+    backbone: Backbone  # Whose maps are there
+    stand_in: Callable  # `stand_in_proposals` of it
+
+
+def practice_root(
+    release: str | Path,  # EgoExo-Mini: `data/mini` of the repository
+    root: str | Path,  # The root to make
+) -> PracticeRoot:
+    "Four takes of EgoExo-Mini with pairs, maps of the embedded backbone and stand-ins for proposals, to practise on"
+    root, split = Path(root), read_splits(Path(release) / 'split.json')
+    takes = split['train'][:2] + split['val'][:1] + split['test'][:1]
+    prepare(release, root, uids=takes)
+    write_pairs(root, splits=list(SPLITS))
+    backbone = load('efficientnet-lite0', scale=0.25)
+    extract(root, backbone)
+    return PracticeRoot(root, takes, backbone, stand_in_proposals(root))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'toy_masks', 'toy_release', 'fail', 'check_marks', 'check_entry', 'cameras_of', 'wanted_frames',
-           'read_masks', 'Take', 'read_relations', 'read_takes', 'read_splits', 'read_release', 'select_takes']
+           'read_masks', 'Take', 'check_split', 'read_relations', 'read_takes', 'read_splits', 'read_release',
+           'select_takes']
 
 # %% ../nbs/04a_relations.ipynb #ff909db4
 import shutil
@@ -217,6 +218,13 @@ class Take(NamedTuple):
         names = (self.entry.get('scenario'), self.about.get('parent_task_name'), self.about.get('task_name'))
         return {n.casefold() for n in names if isinstance(n, str)}
 
+# %% ../nbs/04a_relations.ipynb #3253d219
+def check_split(*splits: str):
+    "`ArgumentError` that names what is no split"
+    for split in splits:
+        if split not in SPLITS:
+            raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {split!r}")
+
 # %% ../nbs/04a_relations.ipynb #36a5d0cd
 def _read_table(text: JsonText, keep) -> tuple[dict | None, str]:
     "The table 'annotations' of a relations file, `None` if it has none, and which version it says it is, in words"
@@ -269,6 +277,19 @@ def read_splits(path: str | Path) -> dict:  # split → uids
         return splits
     raise DataError('is not a table of splits, each a list of takes', file=path)
 
+# %% ../nbs/04a_relations.ipynb #5af6e7f0
+def _checked(uid: str, split: str, entry: dict, about: dict, asked) -> tuple[Take | None, list[EgoExoError]]:
+    "A take of an entry, if it is sound enough, and what is wrong with it"
+    problems = []
+    try:
+        entry = check_entry(entry, uid, problems.append)
+    except EgoExoError as e:
+        return None, [*problems, e]
+    take = Take(uid, split, entry, about.get(uid, {'take_uid': uid, 'take_name': entry['take_name']}))
+    if asked(take):
+        return take, problems
+    return take._replace(entry=entry | {'object_masks': {}}), problems
+
 # %% ../nbs/04a_relations.ipynb #5b8fc7eb
 def _takes_of(release: Path, split: str, order: dict, about: dict, report, asked) -> list[Take]:
     "The sound takes of a split, in its order; what is wrong with others is reported"
@@ -308,19 +329,6 @@ def read_release(
     for split in splits:
         takes += _takes_of(release, split, order, about, report, asked)
     return takes
-
-# %% ../nbs/04a_relations.ipynb #5af6e7f0
-def _checked(uid: str, split: str, entry: dict, about: dict, asked) -> tuple[Take | None, list[EgoExoError]]:
-    "A take of an entry, if it is sound enough, and what is wrong with it"
-    problems = []
-    try:
-        entry = check_entry(entry, uid, problems.append)
-    except EgoExoError as e:
-        return None, [*problems, e]
-    take = Take(uid, split, entry, about.get(uid, {'take_uid': uid, 'take_name': entry['take_name']}))
-    if asked(take):
-        return take, problems
-    return take._replace(entry=entry | {'object_masks': {}}), problems
 
 # %% ../nbs/04a_relations.ipynb #cell050
 def _is_asked(take: Take, scenario: str | None, uids) -> bool:

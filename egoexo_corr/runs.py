@@ -365,12 +365,12 @@ def matcher(
     matcher.load_state_dict(state['matcher'])
     return matcher
 
-
+# %% ../nbs/14a_runs.ipynb #fc98b696
 def _device_name() -> str:
     device = this_process().device
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type.upper()
 
-# %% ../nbs/14a_runs.ipynb #fc98b696
+
 def environment() -> dict:
     "Versions and machine, for the record"
     from importlib.metadata import version
