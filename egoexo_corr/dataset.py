@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE_NAMES', 'make_pairs', 'sample_by_ratio', 'sample_by_count', 'pairs_path', 'split_pairs', 'write_pairs',
            'read_pairs', 'frames_of', 'load_frame', 'frame_digest', 'TakeAnnotation', 'FrameAnnotation', 'Annotations',
-           'rle', 'is_indexed', 'index', 'frame', 'annotation_digest', 'what_changed', 'note_path', 'write_note',
-           'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary', 'describe_root']
+           'annotation_digest', 'what_changed', 'note_path', 'write_note', 'read_note', 'is_note', 'pair_rles',
+           'PairDataset', 'ground_truth', 'RootSummary', 'describe_root']
 
 # %% ../nbs/05_dataset.ipynb #70ae329d
 import hashlib, html, io, json, sqlite3
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from fastcore import basics
+from fastcore.basics import patch
 
 # %% ../nbs/05_dataset.ipynb #1d4fbc86
 from egoexo_corr.core import (
@@ -36,7 +36,7 @@ from egoexo_corr.core import (
     write_json,
 )
 from .masks import MAX_PIXELS, resize_runs, rle_boxes, rle_decode, rle_from_runs, rle_runs
-from .relations import SPLITS, check_marks, fail, read_splits, wanted_frames
+from .relations import SPLITS, check_marks, check_split, fail, read_splits, wanted_frames
 from .release import file_fingerprint, frame_path, frames_on_disk, read_record
 from .images import fit_image
 
@@ -137,8 +137,7 @@ def pairs_path(
     direction: str,  # 'exo2ego' or 'ego2exo'
 ) -> Path:
     "The pair file of a split; by the reference's own name where only that is there"
-    if split not in SPLITS:
-        raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {split!r}")
+    check_split(split)
     folder, key = Path(root) / 'dataset_jsons', Direction(direction).pairs_key
     path, other = folder / f'{split}_{key}_pairs.json', folder / REFERENCE_NAMES[split].format(key)
     return other if other.exists() and not path.exists() else path
@@ -443,7 +442,7 @@ class Annotations:
         return self.kept[take]
 
 # %% ../nbs/05_dataset.ipynb #f0612ff2
-@basics.patch
+@patch
 def rle(
     self: Annotations,
     take: str,  # Uid
@@ -514,7 +513,7 @@ def _ask_index(path: Path, query: str, *values) -> tuple | None:
         raise FileError(f'is damaged, or no index of a take ({e}); delete it', file=path) from None
 
 # %% ../nbs/05_dataset.ipynb #843d2026
-@basics.patch
+@patch
 def is_indexed(self: Annotations, take: str) -> bool:
     "Whether a take has an index, of the annotation that is there now; looked at once"
     if take not in self.indexed:
@@ -527,7 +526,7 @@ def is_indexed(self: Annotations, take: str) -> bool:
     return self.indexed[take]
 
 # %% ../nbs/05_dataset.ipynb #cef38993
-@basics.patch
+@patch
 def index(
     self: Annotations,
     takes,  # Uids
@@ -546,7 +545,7 @@ def index(
         self.indexed[take] = True
 
 # %% ../nbs/05_dataset.ipynb #91d854cc
-@basics.patch
+@patch
 def frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
     "What is annotated in a frame"
     if self.is_indexed(take):
@@ -690,7 +689,7 @@ class PairDataset:
         return pair_rles(self.annotations, self.pairs.iloc[i])
 
 # %% ../nbs/05_dataset.ipynb #7236af53
-@basics.patch
+@patch
 def __getitem__(
     self: PairDataset,
     i: int,  # Which pair

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'HEADS', 'describe', 'project_descriptors', 'pool_tokens', 'CrossAttention', 'OMaMa', 'check_shape', 'Match',
-           'matching_loss', 'grid_of', 'resize_positions', 'Candidates', 'sample_candidates']
+           'matching_loss', 'grid_of', 'resize_positions']
 
 # %% ../nbs/11a_omama.ipynb #cell004
 from pathlib import Path
@@ -671,46 +671,6 @@ def calibrate(
     offset, (threshold, sharpness) = line[1].item() - scale * logit.mean().item(), self.nothing.tolist()
     with torch.no_grad():
         self.nothing.copy_(torch.tensor([threshold - 0.07 * offset / scale / sharpness, sharpness * scale]))
-
-# %% ../nbs/11a_omama.ipynb #cell089
-class Candidates(NamedTuple):
-    "What the matcher is shown of a frame in training"
-
-    index: np.ndarray  # int64 [n], proposals; −1 for the ground truth, and where there is nothing to put
-    target: int  # Where the ground truth is; for an object that is not visible, any place
-    valid: np.ndarray  # bool [n], `False` where there was no proposal to put
-
-# %% ../nbs/11a_omama.ipynb #cell090
-def _draw(pools, n: int, rng) -> np.ndarray:  # int64 [n], or empty
-    "n numbers, from a later pool only when the earlier ones are used up; repeated only if all are too few"
-    chosen = np.zeros(0, np.int64)
-    for pool in pools:
-        chosen = np.concatenate([chosen, rng.permutation(pool)[: n - len(chosen)]])
-    return np.concatenate([chosen, rng.choice(chosen, n - len(chosen))]) if len(chosen) else chosen
-
-# %% ../nbs/11a_omama.ipynb #9b084f65
-def sample_candidates(
-    neighbours,  # bool [N, N], `masks.adjacency` of the frame's proposals
-    overlap,  # float [N], their box IoU with the ground truth; `None` if the object is not visible
-    rng: np.random.Generator,  # Where the randomness comes from
-    n: int = 32,  # Candidates wanted
-    keep_out=None,  # bool [N], proposals that must not be negatives
-) -> Candidates:
-    "Candidates of one training pair (method, Candidates): the ground truth among the neighbours of its proposal"
-    if n < 1:
-        raise ArgumentError(f'at least one candidate is needed, not {n}')
-    neighbours = np.asarray(neighbours, bool)
-    check_shape('neighbours', neighbours, (size := len(neighbours), size), 'proposals, proposals')
-    allowed = np.ones(size, bool) if keep_out is None else ~np.asarray(keep_out, bool)
-    check_shape('keep_out', allowed, (size,), 'one for each proposal')
-    target, free, pools = int(rng.integers(n)), np.arange(n), [np.flatnonzero(allowed)]
-    if overlap is not None:
-        check_shape('overlap', overlap := np.asarray(overlap), (size,), 'one for each proposal')
-        near = allowed & (neighbours[anchor := overlap.argmax()] & (np.arange(size) != anchor) if size else False)
-        free, pools = np.delete(free, target), [np.flatnonzero(near), np.flatnonzero(allowed & ~near)]
-    index, chosen = np.full(n, -1), _draw(pools, len(free), rng)
-    index[free[: len(chosen)]] = chosen
-    return Candidates(index, target, (index >= 0) | ((np.arange(n) == target) & (overlap is not None)))
 
 # %% ../nbs/11a_omama.ipynb #cell108
 @patch

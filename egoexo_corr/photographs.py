@@ -15,19 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from egoexo_corr.core import (
-    ArgumentError,
-    DataError,
-    EgoExoError,
-    FileError,
-    MaskError,
-    atomic_path,
-    inside,
-    read_json,
-    view_of,
-)
+from .core import DataError, EgoExoError, FileError, MaskError, atomic_path, inside, read_json, view_of
 from .video import encode_frame
-from .relations import SPLITS, Take, fail, read_splits
+from .relations import Take, check_split, fail, read_splits
 
 # %% ../nbs/06_photographs.ipynb #13b2bf55
 from egoexo_corr.masks import (
@@ -671,8 +661,7 @@ def import_photographs(
 ) -> Preparation:  # What was done and what went wrong
     "Turn pairs of photographs with object masks into a root"
     folder, result = Path(folder), Preparation(root, strict)
-    if split not in SPLITS:
-        raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {split!r}")
+    check_split(split)
     if not folder.is_dir():
         raise FileError('there is no such folder of scenes', file=folder)
     path = Path(annotations) if annotations else folder / 'annotations.json'

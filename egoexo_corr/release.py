@@ -6,7 +6,7 @@
 __all__ = ['video_path', 'frame_path', 'frames_on_disk', 'some_frames', 'extract_frames', 'file_fingerprint', 'entry_digest',
            'read_record', 'write_record', 'video_facts', 'discard_frames', 'why_stale', 'common_rate', 'off_rate',
            'off_length', 'same_shape', 'frame_size', 'drop_misfits', 'write_annotation', 'is_complete', 'write_lists',
-           'download_take', 'Preparation', 'record_of', 'finish', 'prepare']
+           'download_take', 'Preparation', 'record_of', 'prepare']
 
 # %% ../nbs/04b_release.ipynb #5664a5e2
 import hashlib, json, os, shutil, subprocess, threading
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-from fastcore import basics
+from fastcore.basics import patch
 
 # %% ../nbs/04b_release.ipynb #cfb1bbd8
 from egoexo_corr.core import (
@@ -36,6 +36,7 @@ from egoexo_corr.relations import (
     Take,
     _is_asked,
     cameras_of,
+    check_split,
     read_masks,
     read_release,
     read_splits,
@@ -473,7 +474,7 @@ class _Extraction:
         return {c: f for c, f in facts.items() if f}
 
 # %% ../nbs/04b_release.ipynb #66694ca1
-@basics.patch
+@patch
 def _discard(self: _Extraction, wanted: dict):
     "Remove frames that are stale or, where the record says that they are ours, not wanted any more"
     uid, old = self.take.uid, self.old.get('videos', {})
@@ -492,7 +493,7 @@ def _discard(self: _Extraction, wanted: dict):
         self._note_unnoted(kept)
 
 # %% ../nbs/04b_release.ipynb #43060aa8
-@basics.patch
+@patch
 def _note_unnoted(self: _Extraction, cameras: list[str]):
     "Note frames that are believed, and why"
     seen = (
@@ -506,7 +507,7 @@ def _note_unnoted(self: _Extraction, cameras: list[str]):
     )
 
 # %% ../nbs/04b_release.ipynb #f610a6c3
-@basics.patch
+@patch
 def finish(self: _Extraction):
     "Wait for the videos, write the annotation and its digest"
     for job in self.jobs:
@@ -524,7 +525,7 @@ def finish(self: _Extraction):
         self.result.takes.append(self.take)
 
 # %% ../nbs/04b_release.ipynb #9300d73b
-@basics.patch
+@patch
 def _annotate(self: _Extraction):
     "Write the annotation, and its digest into the record"
     uid, digest = self.take.uid, entry_digest(self.take.entry)
@@ -624,8 +625,7 @@ def prepare(
 ) -> Preparation:  # What was done and what went wrong; its text is the summary
     "Extract the annotated frames and masks of a release; goes on where an earlier run was stopped"
     release, result = Path(release), Preparation(root, strict)
-    if unknown := set(splits) - set(SPLITS):
-        raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {', '.join(sorted(unknown))}")
+    check_split(*splits)
     video_path(release, 'any', 'any', part)
     everything = read_release(release, splits, result.report, lambda take: _is_asked(take, scenario, uids))
     try:

@@ -38,7 +38,8 @@ from egoexo_corr.core import (
 )
 from .metrics import evaluate, observations
 from .dataset import ground_truth, pairs_path, read_note, read_pairs, what_changed
-from .omama import WIDTH, Match, OMaMa, matching_loss, sample_candidates
+from .omama import WIDTH, Match, OMaMa, matching_loss
+from .candidates import sample_candidates
 from .frames import FramePair, FramePairs, LiveFeatures, default_readers, proposals_name, reading
 from .prediction import Answer, answer_all, matcher_scores, prediction_json
 from egoexo_corr.runs import (
