@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'egoexo_mini', 'egoexo_prepare', 'egoexo_import', 'egoexo_pairs', 'egoexo_proposals', 'egoexo_features',
-           'egoexo_train', 'egoexo_predict', 'egoexo_evaluate', 'egoexo_compare', 'egoexo_submit', 'run_notebook',
-           'egoexo_reproduce']
+           'egoexo_train', 'egoexo_predict', 'egoexo_find', 'egoexo_evaluate', 'egoexo_compare', 'egoexo_submit',
+           'run_notebook', 'egoexo_reproduce']
 
 # %% ../nbs/20_cli.ipynb #cell004
 import asyncio, os, signal, sys, threading, time
@@ -116,7 +116,12 @@ def egoexo_import(
     annotations: str = None,  # A COCO JSON with the masks
     strict: store_true = False,  # Stop at the first problem
 ):
-    "Turn pairs of photographs with object masks into a root"
+    """Turn pairs of photographs with object masks into a root. FOLDER holds a folder for each scene.
+    kitchen/ego.jpg and kitchen/exo.jpg: one moment in two views; kitchen/ego-1.jpg and kitchen/exo-1.jpg: another;
+    kitchen/exo2.jpg: another exo camera. kitchen/ego/cup.png: the mask of the cup in ego.jpg, white on black or on
+    nothing; an object without a mask in the folder of a photograph is not there, and a photograph without such a
+    folder is open. Or all masks in one COCO JSON, annotations.json in FOLDER, with file_name kitchen/ego.jpg and so on.
+    """
     from egoexo_corr.photographs import import_photographs
 
     _summary(import_photographs(folder, root, split, annotations, strict=strict))
@@ -311,7 +316,7 @@ def egoexo_train(
     features: str = 'efficientnet-lite0',  # A backbone's name in the feature store; '-reference' is added by the rule
     proposals: str = 'fastsam',  # Of the store, below ROOT/proposals
     pool: str = None,  # Average tokens in squares for attention: two sides, ego and exo, such as 2,2
-    preset: str = 'report',  # report, report-dinov3 or reference: O-MaMa; mini: Retrace
+    preset: str = 'report',  # report, report-dinov3, reference: O-MaMa; mini: Retrace, after egoexo_proposals --rivals
     epochs: int = None,  # Epochs
     batch_size: int = None,  # Pairs in a batch, over all processes
     lr: float = None,  # Learning rate at the start
@@ -363,22 +368,28 @@ def egoexo_train(
     how = dict(mixed_precision=mixed_precision, device=device, readers=readers, log_with=log_with, strict=strict)
     run = fit(root, name, stored, proposed, direction, resume, restart, **how, **settings)
     if this_process().is_main_process:
-        print(run.history.round(4).to_string(index=False))
+        print(run.history.to_string(index=False, float_format='{:.4g}'.format))
     if run.left_out:
         _stop('not every pair could be used for training')
 
 # %% ../nbs/20_cli.ipynb #8d1a3dd0
-def _opened_run(root, name, proposals):
-    "A run with the features that it was trained on, and the proposals of that name, or those that it was trained on"
+def _named_run(root, name, folder):
+    "The run of that name, or another root's that lies in a folder, to be asked about a root"
     from egoexo_corr.core import inside
-    from egoexo_corr.proposals import ProposalStore
-    from egoexo_corr.frames import StoredFeatures
     from egoexo_corr.runs import Run
 
-    run = Run(inside(Path(root) / 'runs', name))
+    if (name is None) == (folder is None):
+        raise ArgumentError('which training? give the NAME of one below ROOT/runs, or the folder of another with --run')
+    return Run(folder or inside(Path(root) / 'runs', name), root)
+
+
+def _opened(root, run, proposals):
+    "The features that a run was trained on, and the proposals of that name, or those that it was trained on"
+    from egoexo_corr.proposals import ProposalStore
+    from egoexo_corr.frames import StoredFeatures
+
     made_with = run.config['features']
     return (
-        run,
         StoredFeatures(root, made_with['backbone'], made_with['pool']),
         ProposalStore(root, proposals or run.config['proposals']),
     )
@@ -399,10 +410,11 @@ def _notes(run, proposals):
 @_one_line_errors
 def egoexo_predict(
     root: str,  # A root with pairs, proposals and features
-    run: str,  # A training, below ROOT/runs
+    name: Param('A training, below ROOT/runs', str, opt=False, nargs='?') = None,
+    run: str = None,  # Or the folder of a training of another root; this root needs its kind of features and proposals
     split: str = 'test',  # train, val or test
     which: str = 'best',  # best or last
-    out: str = None,  # Prediction JSON; ROOT/runs/RUN/predictions_SPLIT.json by default
+    out: str = None,  # Prediction JSON; by default ROOT/runs/NAME/predictions_SPLIT.json or, with --run, one in ROOT
     gt: str = None,  # Also write the ground-truth JSON of these pairs
     proposals: str = None,  # Of this store, whatever its settings; by default the one that the run was trained on
     device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
@@ -411,11 +423,14 @@ def egoexo_predict(
     from egoexo_corr.core import this_process
     from egoexo_corr.dataset import ground_truth, write_note
     from egoexo_corr.prediction import predict
-    from egoexo_corr.training import prediction_inputs, run_scores, why_anew
+    from egoexo_corr.runs import why_anew
+    from egoexo_corr.training import prediction_inputs, run_scores
 
-    trained, features, stored = _opened_run(root, run, proposals)
+    trained = _named_run(root, name, run)
+    features, stored = _opened(root, trained, proposals)
     direction, other = trained.config['direction'], proposals is not None
-    out = Path(out or trained.folder / f'predictions_{split}.json')
+    place = trained.folder if name else Path(root) / f'predictions_{trained.name}'
+    out = Path(out or place / f'predictions_{split}.json')
     made_from = prediction_inputs(trained, split, features, stored, which, other)
     scores, why = run_scores(trained, features, which, device), why_anew(out, made_from)
     answers = predict(scores, trained.pairs(split, features, stored, other=other)) if why else None
@@ -429,6 +444,44 @@ def egoexo_predict(
         write_json(gt, ground_truth(root, split, direction))
         write_note(gt, {split: made_from[split]})
     print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
+
+# %% ../nbs/20_cli.ipynb #051b3546
+def _point(text: str | None):
+    "'410,220' → x and y"
+    point = _listed(text, int)
+    if point is not None and len(point) != 2:
+        raise ArgumentError(f'a point is x,y in pixels, not {text!r}')
+    return point and tuple(point)
+
+# %% ../nbs/20_cli.ipynb #75d80808
+@call_parse
+@_one_line_errors
+def egoexo_find(
+    ego: str,  # A photograph from the head
+    exo: str,  # One from the side
+    mask: str = None,  # The object: a mask (PNG) drawn on one of the two
+    coco: str = None,  # Or a COCO JSON that has it, such as an export of Label Studio
+    point: str = None,  # x,y in pixels: which object of the JSON; without mask and JSON, what the segmenter sees there
+    direction: str = None,  # ego2exo if the object is given in EGO, exo2ego if in EXO; by default by where the mask is
+    out: str = 'found.png',  # The picture; the mask goes to found_mask.png, masks as RLE and numbers to found.json
+    weights: str = None,  # FastSAM-s.pt, FastSAM-x.pt or another checkpoint; FastSAM-mini, which ships, by default
+    backbone: str = None,  # Compare by cosine of this backbone, without a matcher: a name of the registry or of timm
+    run: str = None,  # Folder of a training: its matcher and backbone in place of those that ship
+    device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
+):
+    """Find an object of one photograph in the other. The answer is one of the masks that the segmenter proposes.
+    FastSAM-mini, which ships, was trained on rendered tables: it breaks the things of real photographs into pieces.
+    FastSAM-s and FastSAM-x were trained on photographs and propose whole things; see docs.ultralytics.com.
+    """
+    from egoexo_corr.find import Finder, answer_paths, ask, by_cosine, by_run, by_shipped
+
+    if run and backbone:
+        raise ArgumentError('a run has its own backbone; give --run or --backbone')
+    answer_paths(out)
+    question = ask(ego, exo, mask, coco, _point(point), direction)
+    method = by_run(run, device) if run else by_cosine(backbone, device) if backbone else by_shipped(device=device)
+    found = Finder(weights, method, device)(question)
+    print(found, *(f'written: {path}' for path in found.save(out)), sep='\n')
 
 # %% ../nbs/20_cli.ipynb #cell034
 def _check_same_annotations(gt, pred):
@@ -629,7 +682,7 @@ def run_notebook(
 @_one_line_errors
 def egoexo_reproduce(
     out: str = 'results',  # Folder for tables, figures, the root of the mini and the executed notebook
-    full: store_true = False,  # Three seeds and the ablations as well
+    full: store_true = False,  # Three seeds, full schedules, ablations, untouched takes: hours
 ):
     "Rebuild the report's tables and figures"
     out = Path(out).resolve()

@@ -546,6 +546,16 @@ def index(
 
 # %% ../nbs/05_dataset.ipynb #91d854cc
 @patch
+def is_known(self: Annotations, take: str, name: str, camera: str, frame: int) -> bool:
+    "Whether an annotator looked for an object in a frame; yes, where the root does not say"
+    if self.is_indexed(take):
+        looked_for = self.frame(take, camera, frame).looked_for
+        return looked_for is None or name in looked_for
+    annotated = self[take].annotated
+    return annotated is None or frame in annotated.get(name, {}).get(camera, ())
+
+
+@patch
 def frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
     "What is annotated in a frame"
     if self.is_indexed(take):
@@ -693,7 +703,7 @@ class PairDataset:
 def __getitem__(
     self: PairDataset,
     i: int,  # Which pair
-) -> dict:  # source_image, source_mask, source_box, the same of dest, visible, and the pair's columns
+) -> dict:  # source_image, source_mask, source_box, the same of dest, visible, known, and the pair's columns
     "A pair: images uint8 [H, W, 3] RGB, masks bool [H, W], boxes float32 [4] xywh"
     item, pair = {}, self.pairs.iloc[i]
     for side, view, rle in zip(('source', 'dest'), (self.direction.source, self.direction.dest), self.rles(i)):
@@ -701,7 +711,9 @@ def __getitem__(
             load_frame(self.root, pair['take'], pair[f'{side}_cam'], pair['frame']), view, **self.fit
         )
         item[f'{side}_mask'], item[f'{side}_box'] = _side(image, rle)
-    return {**item, 'visible': bool(item['dest_mask'].any()), **pair, 'frame': int(pair['frame'])}
+    known = self.annotations.is_known(pair['take'], pair['object'], pair['dest_cam'], int(pair['frame']))
+    visible = bool(item['dest_mask'].any())
+    return {**item, 'visible': visible, 'known': known, **pair, 'frame': int(pair['frame'])}
 
 # %% ../nbs/05_dataset.ipynb #ff799c28
 def _take_truth(annotations: Annotations, take: str, pairs: pd.DataFrame) -> dict:  # 'masks', 'annotated_frames'
@@ -735,11 +747,15 @@ def ground_truth(
     return {'annotations': truth}
 
 # %% ../nbs/05_dataset.ipynb #cell162
+def _visible_in_words(share: float) -> str:
+    return 'not annotated in the destination' if np.isnan(share) else f'{share:.0%} visible'
+
+
 class RootSummary(NamedTuple):
     "What a root holds; a notebook shows it as tables"
 
     takes: pd.DataFrame  # By take: split, scenario, cameras, objects, masks, frames, MB, missing (frames of pairs)
-    pair_files: pd.DataFrame  # By pair file: pairs, takes, objects (take and name), visible (share, in the destination)
+    pair_files: pd.DataFrame  # By pair file: pairs, takes, objects (take and name), visible (share of what is known)
     missing: list[str]  # What is not there, in words
 
     def __str__(self):
@@ -749,7 +765,7 @@ class RootSummary(NamedTuple):
             f'{t.objects.sum():,} objects, {t.masks.sum():,} masks'
         ]
         lines += [
-            f'{name}: {row.pairs:,} pairs, {row.visible:.0%} visible'
+            f'{name}: {row.pairs:,} pairs, {_visible_in_words(row.visible)}'
             for name, row in zip(self.pair_files.index, self.pair_files.itertuples())
         ]
         return '\n'.join(lines + [f'missing: {m}' for m in self.missing])
@@ -781,13 +797,17 @@ def _describe_take(root: Path, split: str, uid: str, a: TakeAnnotation) -> dict:
 # %% ../nbs/05_dataset.ipynb #62319c31
 def _describe_pairs(path: Path, annotations: Annotations) -> dict:
     pairs = read_pairs(path)
-    visible = [str(f) in annotations[t].masks.get(o, {}).get(c, {}) for t, o, _, c, f in pairs.itertuples(index=False)]
+    visible = [
+        str(f) in annotations[t].masks.get(o, {}).get(c, {})
+        for t, o, _, c, f in pairs.itertuples(index=False)
+        if annotations.is_known(t, o, c, f)
+    ]
     return dict(
         file=path.name,
         pairs=len(pairs),
         takes=pairs['take'].nunique(),
         objects=len(pairs[['take', 'object']].drop_duplicates()),
-        visible=float(np.mean(visible)) if visible else 0.0,
+        visible=float(np.mean(visible)) if visible else np.nan,
     )
 
 # %% ../nbs/05_dataset.ipynb #a9fa4002

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'UPLOADED', 'ANYWHERE', 'PHOTOGRAPH', 'READ', 'OTHERS', 'PICTURE', 'LITTER', 'eight_bit',
            'read_photograph', 'shape_tells', 'upright_mask', 'other_values', 'read_mask_png', 'segmentation_rle',
-           'read_coco', 'match_photograph', 'scene_photographs', 'DrawnPhotograph', 'import_photographs']
+           'coco_annotations', 'read_coco', 'match_photograph', 'scene_photographs', 'DrawnPhotograph',
+           'import_photographs']
 
 # %% ../nbs/06_photographs.ipynb #3db123e6
 import os, re, unicodedata
@@ -252,33 +253,51 @@ def _coco_place(annotation: dict, images: dict, categories: dict, path, report) 
     return name, obj, size
 
 # %% ../nbs/06_photographs.ipynb #74eedc15
+def _coco_annotation(a, images: dict, categories: dict, path, report) -> tuple:
+    "What an annotation says: file_name, object, RLE; `None` for what it does not say, or what cannot be used"
+    if not isinstance(a, dict):
+        report(DataError('an annotation is no table', file=path))
+        return None, None, None
+    name, obj, size = _coco_place(a, images, categories, path, report)
+    if name is None or obj is None:
+        return name, obj, None
+    try:
+        return name, obj, segmentation_rle(a.get('segmentation'), *size)
+    except EgoExoError as e:
+        report(e.at(file=path, image=name, object=obj))
+        return name, obj, None
+
+
+def coco_annotations(
+    path: str | Path,  # A COCO JSON
+    report=fail,  # Called with each image and annotation that cannot be used; by default it is raised
+) -> tuple:  # file_names of the images; iterator of (file_name, object, RLE), `None` for what is open
+    "The images of a COCO JSON, and its annotations one by one"
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ('images', 'annotations')):
+        raise DataError("is not COCO JSON with 'images' and 'annotations'", file=path)
+    images, categories = _coco_images(content['images'], path, report), _coco_categories(content)
+    names = [name for name, _, _ in images.values() if name is not None]
+    return names, (_coco_annotation(a, images, categories, path, report) for a in content['annotations'])
+
+# %% ../nbs/06_photographs.ipynb #2295a322
 def read_coco(
     path: str | Path,  # A COCO JSON
     report=lambda problem: None,  # Called with each image and annotation that cannot be used
 ) -> dict:  # file_name → object → RLE; what is not known of the three is `None`
     "The masks of a COCO JSON, by photograph and object"
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ('images', 'annotations')):
-        raise DataError("is not COCO JSON with 'images' and 'annotations'", file=path)
-    images, categories = _coco_images(content['images'], path, report), _coco_categories(content)
-    masks = {name: {} for name, _, _ in images.values() if name is not None}
-    for a in content['annotations']:
-        if not isinstance(a, dict):
-            report(DataError('an annotation is no table', file=path))
-            masks.setdefault(None, {})[None] = None
-            continue
-        name, obj, size = _coco_place(a, images, categories, path, report)
-        of_image, known = masks.setdefault(name, {}), name is not None and obj is not None
-        try:
-            if known and obj in of_image:
-                raise DataError("is annotated twice in a photograph; give each annotation its own 'object'")
-            of_image[obj] = segmentation_rle(a.get('segmentation'), *size) if known else None
-        except EgoExoError as e:
-            report(e.at(file=path, image=name, object=obj))
-            of_image[obj] = None
+    names, annotations = coco_annotations(path, report)
+    masks = {name: {} for name in names}
+    for name, obj, rle in annotations:
+        of_image = masks.setdefault(name, {})
+        if name is not None and obj is not None and obj in of_image:
+            words = "is annotated twice in a photograph; give each annotation its own 'object'"
+            report(DataError(words, file=path, image=name, object=obj))
+            rle = None
+        of_image[obj] = rle
     return masks
 
-# %% ../nbs/06_photographs.ipynb #2295a322
+
 def _safe_name(annotation: dict, categories: dict) -> str | None:
     try:
         return _coco_name(annotation, categories)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Settings', 'frame_pairs', 'training_pairs', 'Run', 'note_left_out', 'say_left_out', 'proposals_made_with',
-           'inputs_of', 'training_inputs', 'check_features', 'check_proposals', 'check_inputs', 'read_progress',
-           'environment', 'check_run', 'open_run']
+           'check_rivals', 'inputs_of', 'training_inputs', 'check_features', 'check_proposals', 'check_inputs',
+           'why_anew', 'read_progress', 'environment', 'check_run', 'open_run']
 
 # %% ../nbs/14a_runs.ipynb #89b15160
 import hashlib, json, math, platform
@@ -34,6 +34,7 @@ from egoexo_corr.dataset import (
     frames_of,
     is_note,
     pairs_path,
+    read_note,
     read_pairs,
     sample_by_count,
     what_changed,
@@ -142,19 +143,19 @@ def training_pairs(root: str | Path, direction: str, settings: Settings) -> pd.D
 class Run:
     "A training's folder"
 
-    def __init__(self, folder: str | Path):
+    def __init__(
+        self,
+        folder: str | Path,
+        root: str | Path = None,  # The root that it is asked about; by default the one that it was trained on
+    ):
         self.folder = Path(folder)
+        self.root = Path(root) if root else self.folder.parent.parent
         if not (self.folder / 'config.json').is_file():
             raise FileError('this is no run: it has no config.json', file=self.folder)
 
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def root(self) -> Path:
-        "The root it was trained on"
-        return self.folder.parent.parent
 
     @property
     def config(self) -> dict:
@@ -259,6 +260,26 @@ def _take_digests(frames: pd.DataFrame, made_from) -> dict:  # take → digest
         takes.setdefault(take, []).append([camera, made_from(take, camera, rows.frame.tolist())])
     return {take: _short(cameras) for take, cameras in takes.items()}
 
+# %% ../nbs/14a_runs.ipynb #6386b88a
+def check_rivals(
+    pairs: pd.DataFrame,
+    proposals,  # As `FramePairs` takes them
+):
+    "`DataError` for a source frame without proposals: a matcher that asks back looks at all things of both views"
+    if callable(proposals):
+        return
+    there = set(proposals.cameras())
+    for (take, camera), rows in frames_of(pairs, 'source').groupby(['take', 'camera']):
+        found = proposals.frames(take, camera) if (take, camera) in there else {}
+        if lost := set(rows.frame) - found.keys():
+            raise DataError(
+                'a source frame has no proposals, and this matcher looks at all things of the source view, too; '
+                "make them with 'egoexo_proposals --rivals'",
+                take=take,
+                camera=camera,
+                frame=min(lost),
+            )
+
 # %% ../nbs/14a_runs.ipynb #b618297d
 def inputs_of(
     root: str | Path,
@@ -272,6 +293,8 @@ def inputs_of(
     "What the frame pairs of a split are made from, as digests"
     dest, both = frames_of(pairs, 'dest'), frames_of(pairs)
     rivals = settings.mutual > 0 or settings.geometry
+    if rivals:
+        check_rivals(pairs, proposals)
 
     def of_proposals(take, camera, frames):
         try:
@@ -338,6 +361,20 @@ def check_inputs(
         raise DataError(
             f'this training {state} with other inputs than there are now: {changed}; {way_out}', file=run.folder
         )
+
+# %% ../nbs/14a_runs.ipynb #d1382ff2
+def why_anew(
+    path: str | Path,  # A prediction file
+    now: dict,  # What it would be made from (`prediction_inputs`)
+) -> str:  # '' if it can stay
+    "Why predictions have to be made, or made anew"
+    if not Path(path).is_file():
+        return 'there were none'
+    then = read_note(path)
+    if not then:
+        return 'nobody noted what they were made from'
+    changed = what_changed(then, now)
+    return changed and f'other than before: {changed}'
 
 # %% ../nbs/14a_runs.ipynb #cell071
 def read_progress(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG_EVERY', 'batches', 'Sample', 'draw_sample', 'Samples', 'Objective', 'object_sights', 'whitening',
            'informed_start', 'first_matcher', 'existence_balance', 'learning_rate', 'Trainer', 'fit', 'fit_all',
-           'LiveCurve', 'run_scores', 'prediction_inputs', 'why_anew']
+           'LiveCurve', 'run_scores', 'prediction_inputs']
 
 # %% ../nbs/14b_training.ipynb #b5d377c1
 import io, json, math, shutil
@@ -37,7 +37,7 @@ from egoexo_corr.core import (
     this_process,
 )
 from .metrics import evaluate, observations
-from .dataset import ground_truth, pairs_path, read_note, read_pairs, what_changed
+from .dataset import ground_truth, pairs_path, read_pairs
 from .omama import WIDTH, Match, OMaMa, matching_loss
 from .candidates import sample_candidates
 from .frames import FramePair, FramePairs, LiveFeatures, default_readers, proposals_name, reading
@@ -815,17 +815,3 @@ def prediction_inputs(
         'features': json.loads(json.dumps(features.made_with)),
         'use of the matcher': settings.uses,
     }
-
-# %% ../nbs/14b_training.ipynb #d1382ff2
-def why_anew(
-    path: str | Path,  # A prediction file
-    now: dict,  # What it would be made from (`prediction_inputs`)
-) -> str:  # '' if it can stay
-    "Why predictions have to be made, or made anew"
-    if not Path(path).is_file():
-        return 'there were none'
-    then = read_note(path)
-    if not then:
-        return 'nobody noted what they were made from'
-    changed = what_changed(then, now)
-    return changed and f'other than before: {changed}'
