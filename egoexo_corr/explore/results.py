@@ -20,6 +20,7 @@ from ..core import ArgumentError, view_of
 from ..masks import PALETTE, draw_masks
 from ..metrics import evaluate, open_json
 from ..video import prepared_size
+from ..runs import Run
 from ..report import PAIR, Result, shared_pairs
 from ..comparison import find_run
 from egoexo_corr.explore.panels import (
@@ -78,14 +79,14 @@ def run_masks(
 
 # %% ../../nbs/18_explore_results.ipynb #cell056
 def open_masks(
-    run,  # A `RunMasks`, or a run as `report.find_run` takes it: folder, prediction file, key of an archived run
+    run,  # A `RunMasks`, a `Run`, or what `report.find_run` takes: folder, prediction file, key of an archived run
     split: str = 'test',  # For a training's folder
     gt=None,  # Ground truth of a prediction file
 ) -> RunMasks:
     "A run from wherever it is"
     if isinstance(run, RunMasks):
         return run
-    files = find_run(run, gt, split)
+    files = find_run(run.folder if isinstance(run, Run) else run, gt, split)
     return run_masks(files.truth, files.predictions, files.label, files.direction, files.root)
 
 # %% ../../nbs/18_explore_results.ipynb #cell060
@@ -454,9 +455,16 @@ def pictures(self: ResultExplorer) -> list:
 
 # %% ../../nbs/18_explore_results.ipynb #cell076
 @patch
+def _measured(self: ResultExplorer, event) -> float:
+    "The value of the measure at an event of the chart; beside the axis, that of the nearer end"
+    value, _ = self.curve.transData.inverted().transform((event.x, event.y))
+    return float(np.clip(value, self.range.min, self.range.max))
+
+
+@patch
 def drag(self: ResultExplorer, event):
     "Begin a range"
-    self.press = event.xdata
+    self.press = self._measured(event)
 
 
 @patch
@@ -464,7 +472,7 @@ def drop(self: ResultExplorer, event):
     "End a range"
     if self.press is None:
         return
-    ends = sorted((self.press, self.range.max if event.xdata is None else event.xdata))
+    ends = sorted((self.press, self._measured(event)))
     self.press, wide = None, ends[1] - ends[0] > 0.01 * (self.range.max - self.range.min)
     self.range.value = tuple(np.round(ends, 2)) if wide else (self.range.min, self.range.max)
 
