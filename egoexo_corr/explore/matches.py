@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'Scene', 'PairScenes', 'PhotoScene', 'heat_colors', 'attention_picture', 'Question', 'run_question',
-           'question', 'MatchExplorer', 'Seen', 'Answer']
+           'backbone_named', 'question', 'MatchExplorer', 'Seen', 'Answer']
 
 # %% ../../nbs/19_explore_matches.ipynb #07d2c080
-import tempfile, threading
+import re, tempfile, threading
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -229,29 +229,33 @@ def run_question(
     run,  # A `Run`, or its folder
     photographs: tuple,  # Ego and exo; empty for the pairs of its root
     split: str,  # Of these pairs
+    backbone=None,  # For photographs; by default the registry's, of the name that the run says
     **kwargs,  # More arguments of `PhotoScene`
 ) -> Question:
     "A training asked about the pairs of its root, or about two photographs; only pairs are looked at with rivals"
     from egoexo_corr.frames import StoredFeatures
-    from egoexo_corr.runs import Run, Settings
+    from egoexo_corr.runs import Run, Settings, check_features
 
     run = run if isinstance(run, Run) else Run(run)
     made_with, uses = run.config['features'], Settings(**run.config['settings']).uses
     if photographs:
-        scenes = PhotoScene(photographs, _backbone_of(run), run.config['direction'], pool=made_with['pool'], **kwargs)
+        backbone = backbone or backbone_named(made_with['backbone'])
+        scenes = PhotoScene(photographs, backbone, run.config['direction'], pool=made_with['pool'], **kwargs)
+        check_features(run, scenes.features)
         return Question(run.matcher(), scenes, False, False, run.name)
     features = StoredFeatures(run.root, made_with['backbone'], made_with['pool'])
     pairs = run.pairs(split, features, ProposalStore(run.root, run.config['proposals']))
     return Question(run.matcher(), PairScenes(pairs), uses['mutual'], uses['geometry'], run.name)
 
 # %% ../../nbs/19_explore_matches.ipynb #81fd4893
-def _backbone_of(run):
-    "The backbone whose features a training was shown"
+def backbone_named(
+    name: str,  # Of a feature store, as `Backbone.name`
+):
+    "The backbone of the registry that has this name, which tells its scale and its rule"
     from egoexo_corr.backbones import load
 
-    made_with = run.config['features']
-    name = made_with['backbone'].removesuffix('-reference')
-    return load(name, scale=made_with.get('scale', 1), rule=made_with['rule'])
+    plain, scale, reference = re.fullmatch(r'(.+?)(?:-x([\d.e-]+))?(-reference)?', name).groups()
+    return load(plain, scale=float(scale or 1), rule='reference' if reference else 'report')
 
 
 def question(
@@ -269,7 +273,7 @@ def question(
     if not hasattr(matcher, 'match'):
         if len(shown) == 1:
             raise ArgumentError('a run has frame pairs of its own; for others give its matcher, run.matcher()')
-        return run_question(matcher, shown, split, **kwargs)
+        return run_question(matcher, shown, split, backbone, **kwargs)
     if len(shown) == 1:
         asks = shown[0].rivals
         return Question(matcher, PairScenes(shown[0]), asks, asks and geometry, 'matcher')
