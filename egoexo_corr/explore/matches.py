@@ -29,24 +29,19 @@ from ..proposals import Proposer, ProposalStore
 from ..report import PAIR
 from egoexo_corr.explore.panels import (
     BLANK,
-    COMPACT,
     EXISTS,
     TRUTH,
-    USUAL,
-    Explorer,
     Panel,
     Screen,
     Zoom,
-    caption_strip,
     closer_window,
     grown,
     index_map,
     paint_map,
-    sized,
     split_box,
     spread,
-    wrapped,
 )
+from .explorer import COMPACT, USUAL, Explorer, caption_strip, sized, wrapped
 
 # %% ../../nbs/19_explore_matches.ipynb #062d5cba
 class Scene(NamedTuple):

@@ -23,21 +23,16 @@ from egoexo_corr.explore.panels import (
     EXISTS,
     GREY,
     TRUTH,
-    USUAL,
-    Explorer,
     Panel,
     Screen,
     Zoom,
     closer_window,
     frame_picture,
     index_map,
-    offer,
     paint_map,
-    sized,
     split_box,
-    take_names,
-    wrapped,
 )
+from .explorer import USUAL, Explorer, offer, sized, take_names, wrapped
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell036
 def take_pairs(
