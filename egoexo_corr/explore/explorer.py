@@ -190,7 +190,7 @@ def _read_notes(file: Path) -> pd.DataFrame:
         raise DataError(f'these are no notes: they lack {", ".join(lost)}; take another file (notes=…)', file=file)
     return table
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #8c14940b
 @patch
 def write(
     self: Notes,
@@ -209,7 +209,7 @@ def write(
         table.to_csv(tmp, index=False)
     self.stamp = self.file.stat().st_mtime_ns
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #b731b4dc
 @patch
 def beside(self: Notes, table: pd.DataFrame) -> pd.DataFrame:
     "A table of pairs, with what is said of them"
@@ -269,7 +269,7 @@ def refuse(self: Explorer, error: EgoExoError):
     "Say what could not be done"
     self.status.value = str(error)
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #83b511e0
 @patch
 def fill_width(self: Explorer):
     "Take the width that the page has"
@@ -323,7 +323,7 @@ def keep_note(self: Explorer):
         self.notes.write(self.row, self.verdict.value, self.note.value)
         self.status.value = f'kept in {self.notes.file.name}'
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #99d750d5
 @patch
 def lead(self: Explorer):
     "Show the pair in view in the newest of each kind of other explorers, and scroll to the first"

@@ -219,7 +219,7 @@ class Question(NamedTuple):
     geometry: bool  # Expect the object where other matches put it
     name: str  # For people
 
-
+# %% ../../nbs/19_explore_matches.ipynb #9e706c69
 def run_question(
     run,  # A `Run`, or its folder
     photographs: tuple,  # Ego and exo; empty for the pairs of its root
@@ -252,7 +252,7 @@ def backbone_named(
     plain, scale, reference = re.fullmatch(r'(.+?)(?:-x([\d.e-]+))?(-reference)?', name).groups()
     return load(plain, scale=float(scale or 1), rule='reference' if reference else 'report')
 
-
+# %% ../../nbs/19_explore_matches.ipynb #978b6887
 def question(
     matcher,  # `OMaMa`, a `Run`, or a run's folder
     shown: tuple,  # Frame pairs, or two photographs; of a run, nothing is needed
@@ -369,7 +369,7 @@ def _controls(self: MatchExplorer):
         wrapped(self.gaze, self.top),
     )
 
-
+# %% ../../nbs/19_explore_matches.ipynb #826144ae
 @patch
 def arrange(self: MatchExplorer):
     "Fit the screens into its width: a table of the top five has room beside the heads, or else below"
@@ -491,7 +491,7 @@ def seen(self: MatchExplorer) -> Seen:
     "The frame pair in view"
     return self.prepared(self.frame.value)
 
-
+# %% ../../nbs/19_explore_matches.ipynb #98eba25a
 @patch(as_prop=True)
 def scene(self: MatchExplorer) -> Scene:
     return self.seen.scene
@@ -554,7 +554,7 @@ def _come_closer(self: MatchExplorer, i: int, rles, colors):
     closer.show(draw_masks(part, closer.masks(rles), colors, 0, 2), 'closer')
     (self.source, self.dest)[i].point_out(closer)
 
-
+# %% ../../nbs/19_explore_matches.ipynb #d2d8d8c8
 @patch
 def _draw_source(self: MatchExplorer):
     s, b, (numbers, _) = self.scene, self.object.value, self.seen.pickable

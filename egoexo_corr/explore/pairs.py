@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import ipywidgets as W
 from fastcore.basics import patch
+
+# %% ../../nbs/17_explore_pairs.ipynb #37a1402f
 from ..core import DataError, Direction, EgoExoError, FileError, view_of
 from ..masks import PALETTE, adjacency, draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
 from ..relations import read_splits
@@ -291,7 +293,7 @@ def _draw_dest(self: PairExplorer):
         self._draw_graph()
     self._come_closer(1, image, self.truth, [TRUTH][: len(self.truth)])
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #3a736a0a
 @patch
 def _come_closer(self: PairExplorer, i: int, image: np.ndarray, rles, colors):
     "A closer look at the object, if it is there"
@@ -301,7 +303,8 @@ def _come_closer(self: PairExplorer, i: int, image: np.ndarray, rles, colors):
         return
     part = closer.part(image, closer_window(rles, image.shape[:2], closer.room))
     closer.show(draw_masks(part, closer.masks(rles), colors, 0), 'closer')
-    whole.point_out(closer)
+    if whole is self.source or not self.neighbours.value:  # Lines of the graph are enough
+        whole.point_out(closer)
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell045
 @patch

@@ -88,7 +88,7 @@ def refuse(self: Screen, error: EgoExoError):
     "What is done with an error that comes while composing"
     raise error
 
-
+# %% ../../nbs/16_explore_panels.ipynb #738507ed
 @patch
 def get_diff_image(self: Screen) -> bytes | None:  # JPEG; `None` if nothing was drawn since the last time
     "The whole picture for the browser"
@@ -129,7 +129,7 @@ def pixels(self: Screen) -> np.ndarray:  # uint8 [H, W, 3]
         self.draw()
         return np.asarray(self.buffer_rgba())[..., :3].copy()
 
-
+# %% ../../nbs/16_explore_panels.ipynb #6fff77a2
 @patch
 def hear(
     self: Screen,
@@ -214,7 +214,7 @@ def show(
 
     for artist in self.extras:
         artist.remove()
-    (h, w), self.extras, self.image.pixels = image.shape[:2], [], image
+    (h, w), self.extras, self.image.pixels, self.note = image.shape[:2], [], image, note
     self.title.set(text=title, color=color)
     if note:
         lines = fill(note, max(w // 7, 10))
@@ -423,7 +423,7 @@ def aim(self: Panel, times: float, down: float, right: float):
     margin = 0.5 / times
     self.zoom = times, *(float(np.clip(c, margin, 1 - margin)) for c in (down, right))
 
-
+# %% ../../nbs/16_explore_panels.ipynb #993436d2
 @patch
 def keep_to(self: Panel, what):
     "See the whole again if what is shown is not a frame of the same"
@@ -506,7 +506,7 @@ def split_box(
     high, beside = min(height, round(wide * h / w)), width - wide - 10
     return (left, top, wide, high), (left + wide + 10, top, beside, min(high, 2 * beside))
 
-
+# %% ../../nbs/16_explore_panels.ipynb #cafd74ec
 @patch
 def point_out(self: Panel, closer: Panel):
     "Draw a box around the part of the frame that a closer look shows, and a line that leads there"

@@ -23,6 +23,8 @@ from ..video import prepared_size
 from ..runs import Run
 from ..report import PAIR, Result, shared_pairs
 from ..comparison import find_run
+
+# %% ../../nbs/18_explore_results.ipynb #8290514a
 from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
@@ -455,7 +457,7 @@ def choose(
     self.detail.redraw(self._draw_detail)
     self.gallery.redraw(self._draw_gallery)
 
-
+# %% ../../nbs/18_explore_results.ipynb #b884ae3c
 @patch
 def keep_note(self: ResultExplorer):
     "Keep what is said of the chosen pair, in the list, too"
@@ -467,7 +469,7 @@ def keep_note(self: ResultExplorer):
     with self.hold():
         self.list.value = self.at
 
-
+# %% ../../nbs/18_explore_results.ipynb #b3f7e526
 @patch
 def look_at(
     self: ResultExplorer,
@@ -650,7 +652,7 @@ def _draw_detail(self: ResultExplorer):
     ]
     self._draw_crops(crops, [[source], rles])
 
-
+# %% ../../nbs/18_explore_results.ipynb #04751612
 @patch
 def _draw_whole(self: ResultExplorer, i: int, camera: str, rles, colors, title: str, tone='black'):
     "One of the views"
