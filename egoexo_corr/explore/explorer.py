@@ -311,7 +311,9 @@ def show_note(self: Explorer):
     "Show what is said of the pair in view"
     with self.hold():
         verdict, note = ('', '') if self.row is None else self.notes.of(self.row)
-        self.verdict.options = [*VERDICTS, *({verdict} - set(VERDICTS))]
+        offered = *VERDICTS, *({verdict} - set(VERDICTS))
+        if offered != self.verdict.options:
+            self.verdict.options = offered
         self.verdict.value, self.note.value = verdict, note
         self.verdict.disabled = self.note.disabled = self.row is None
 

@@ -24,6 +24,7 @@ from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
     GREY,
+    SOURCE,
     TRUTH,
     Panel,
     Screen,
@@ -270,11 +271,11 @@ def _draw_source(self: PairExplorer):
     rle = self.annotations.rle(row['take'], row['object'], row.source_cam, row.frame)
     picture = self.source.part(image)
     self.source.show(
-        draw_masks(picture, self.source.masks([rle]), PALETTE[:1], 0.4),
+        draw_masks(picture, self.source.masks([rle]), [SOURCE], 0.4),
         f"source: {row.source_cam}, {row['object']}, {rle_areas([rle])[0]:,} pixels",
         note=note,
     )
-    self._come_closer(0, image, [rle], PALETTE[:1])
+    self._come_closer(0, image, [rle], [SOURCE])
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell044
 @patch

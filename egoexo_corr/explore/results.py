@@ -29,6 +29,7 @@ from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
     GREY,
+    SOURCE,
     TRUTH,
     Panel,
     Screen,
@@ -245,7 +246,7 @@ WIDTHS = {
     'one': dict(iou=4, shape_acc=5, location_score=5, confidence=5, verdict=5),
     'two': dict(iou_a=5, iou_b=5, d_iou=5, verdict=5),
 }
-PLACE = dict(take_name=12, object=13, source_cam=6, dest_cam=6, frame=5, side=4)
+PLACE = dict(take_name=12, object=13, source_cam=5, dest_cam=5, frame=5, side=4)
 HEADS = {
     **MEASURES,
     'take_name': 'take',
@@ -612,7 +613,7 @@ def _legend(self: ResultExplorer) -> str:  # HTML
     from html import escape
 
     run = [f'{k}: {r.label}' for k, r in zip('AB', self.pair)] if len(self.pair) > 1 else [self.pair[0].label]
-    colors = zip(['source', 'truth', *run], [RUNS[0], TRUTH, *RUNS])
+    colors = zip(['source', 'truth', *run], [SOURCE, TRUTH, *RUNS])
     return ' &nbsp; '.join(f'<span style="color: rgb{tuple(map(int, c))}">■</span> {escape(t)}' for t, c in colors)
 
 
@@ -642,12 +643,12 @@ def _draw_detail(self: ResultExplorer):
     source, rles, colors = self._masks_of(row)
     exists = 'visible' if row.exists_gt else 'not visible'
     self._draw_whole(
-        0, row.source_cam, [source], RUNS[:1], f"source: {row.source_cam}\n{row['object'][:34]}, frame {row.frame}"
+        0, row.source_cam, [source], [SOURCE], f"source: {row.source_cam}\n{row['object'][:34]}, frame {row.frame}"
     )
     title = f'destination: {row.dest_cam}, {exists}\n{self.name_row(row)}'
     self._draw_whole(1, row.dest_cam, rles, colors, title, EXISTS[exists])
     labels = ['answer'] if len(self.pair) == 1 else [f'{k}: {r.label}' for k, r in zip('AB', self.pair)]
-    crops = [(0, source, RUNS[0], 'source')] + [
+    crops = [(0, source, SOURCE, 'source')] + [
         (1, rle, color, label) for rle, color, label in zip(rles, colors, (['truth'] if row.exists_gt else []) + labels)
     ]
     self._draw_crops(crops, [[source], rles])
