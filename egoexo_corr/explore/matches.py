@@ -261,9 +261,11 @@ def question(
     **kwargs,  # More arguments of `PhotoScene`
 ) -> Question:
     "What is asked, however it was given"
+    from egoexo_corr.runs import Run
+
     if len(shown) > 2 or (len(shown) == 1) != hasattr(shown[0] if shown else None, 'keys'):
         raise ArgumentError('what is shown is frame pairs, or two photographs: ego, exo')
-    if not hasattr(matcher, 'match'):
+    if isinstance(matcher, (str, Path, Run)):
         if len(shown) == 1:
             raise ArgumentError('a run has frame pairs of its own; for others give its matcher, run.matcher()')
         return run_question(matcher, shown, split, backbone, **kwargs)
