@@ -373,10 +373,10 @@ def _controls(self: MatchExplorer):
 @patch
 def arrange(self: MatchExplorer):
     "Fit the screens into its width: a table of the top five has room beside the heads, or else below"
-    half, height = (self.width - 75) // 2, int(np.clip(0.4 * self.width, 220, 600))
+    half, height = (self.width - 90) // 2, int(np.clip(0.4 * self.width, 220, 600))
     self.views.resize(self.width, height + 30)
     self.boxes = [(left, 24, half, height) for left in (5, half + 15)]
-    self.scale.place((self.width - 50, 44, 14, height // 2))
+    self.scale.place((self.width - 66, 44, 14, height // 2))
     wide = self.width if self.width < COMPACT else self.width - 310
     head = min(wide // 4, 220)
     self.gaze.resize(4 * head, head + 28)
@@ -582,7 +582,7 @@ def _draw_dest(self: MatchExplorer):
     title = 'destination' if s.truths is None else f'destination: {known}'
     self.dest.show(
         image,
-        f'{title}; similarity, the top five in white' + (', the truth in green' if a.truth else ''),
+        f'{title}; ' + ('truth green, ' if a.truth else '') + 'top five white',
         EXISTS.get(known, 'black'),
         note='' if s.proposals else 'no proposal here',
     )
@@ -620,7 +620,8 @@ def _draw_scale(self: MatchExplorer):
     values, (height, width) = self.answer.similarity, self.scale.room
     low, high = (values.min(), values.max()) if len(values) else (0, 1)
     colors = heat_colors(np.linspace(high, low, height))
-    self.scale.show(np.repeat(colors[:, None], width, 1), 'similarity')
+    self.scale.show(np.repeat(colors[:, None], width, 1))
+    self.scale.add(Text(0, -8, 'similarity', fontsize=8.5), clip=False)
     for y, value in ((0, high), (height / 2, (low + high) / 2), (height, low)):
         self.scale.add(Text(width + 3, y, f'{value:.2f}', va='center', fontsize=8), clip=False)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'PAGE', 'LIST_STYLE', 'WIDTHS', 'PLACE', 'HEADS', 'RUNS', 'THUMB', 'RunMasks', 'run_masks', 'open_masks',
-           'result_table', 'shortened', 'text_rows', 'ResultExplorer', 'small_text', 'frame_of']
+           'result_table', 'text_rows', 'ResultExplorer', 'small_text', 'frame_of']
 
 # %% ../../nbs/18_explore_results.ipynb #dc0913f7
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from egoexo_corr.explore.panels import (
     closer_look,
     closer_window,
     frame_picture,
+    shortened,
 )
 from egoexo_corr.explore.explorer import (
     COMPACT,
@@ -126,17 +127,6 @@ def result_table(
     return both.assign(side=np.sqrt(both.area_gt_a))[[*PAIR, 'exists_gt', 'side', *list(MEASURES)[4:]]]
 
 # %% ../../nbs/18_explore_results.ipynb #018090be
-def shortened(
-    text: str,
-    width: int,  # Characters
-    end: bool = False,  # Keep the end of it
-) -> str:
-    "A text that fits, with an ellipsis for what was cut off"
-    if len(text) <= width:
-        return text
-    return '…' + text[1 - width :] if end else text[: width - 1] + '…'
-
-
 def text_rows(
     rows: pd.DataFrame,  # From `result_table`
     widths: dict,  # Column → characters; numbers to the right
