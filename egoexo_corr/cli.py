@@ -471,7 +471,7 @@ def egoexo_find(
 ):
     """Find an object of one photograph in the other. The answer is one of the masks that the segmenter proposes.
     FastSAM-mini, which ships, was trained on rendered tables: it breaks the things of real photographs into pieces.
-    FastSAM-s and FastSAM-x were trained on photographs and propose whole things; see docs.ultralytics.com.
+    --weights takes FastSAM-s or FastSAM-x, which were trained on photographs; see docs.ultralytics.com.
     """
     from egoexo_corr.find import Finder, answer_paths, ask, by_cosine, by_run, by_shipped
 
