@@ -330,9 +330,9 @@ class Evaluation:
     def save(self, path: str | Path):
         "Write summary and observations as JSON"
         summary = {k: None if v != v else v for k, v in self.summary.items()}
-        about = json.dumps(dict(direction=str(self.direction), protocol=self.protocol, summary=summary))
+        about = dict(direction=str(self.direction), protocol=self.protocol, summary=summary)
         with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
-            out.write(f'{about[:-1]}, "observations": ')
+            out.write(json.dumps(about, separators=(',', ':'))[:-1] + ',"observations":')
             self.observations.to_json(out, orient='split', index=False, double_precision=15)
             out.write('}')
 
@@ -415,7 +415,7 @@ def _read_from(file, rows):
     with _placed(file=file):
         yield from rows
 
-# %% ../nbs/02_metrics.ipynb #c0fa7a42
+# %% ../nbs/02_metrics.ipynb #0d9fad75
 def _entries(text: JsonText, keys: list, what: str):
     "Yields the entries of the table at `keys`, read one after the other; `DataError` if there is no such table"
     found = False
@@ -444,7 +444,7 @@ def _read_entries(path: str | Path, keys: list):
         yield from _entries(text, keys, 'the file')
         text.end()
 
-# %% ../nbs/02_metrics.ipynb #b3e80af1
+# %% ../nbs/02_metrics.ipynb #52b52566
 class _Takes:
     "The takes of ground truth or predictions, one after the other; of a file, only what was passed by stays in memory"
 
@@ -509,7 +509,7 @@ def _score_take(truth, answers, direction: Direction, protocol: str, resize: boo
         rows.append((*pair, int(frame), *row))
     return rows, unanswered
 
-# %% ../nbs/02_metrics.ipynb #6b431ca2
+# %% ../nbs/02_metrics.ipynb #24417182
 PART = 2**14  # Rows that are held as tuples, which are larger than a table's
 
 

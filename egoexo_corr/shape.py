@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNTS', 'LONGEST', 'OBJECTS', 'SCENARIOS', 'ODDITIES', 'SIZES', 'RADII', 'TRACK', 'MOST_LINKS', 'LADDER', 'TakePlan',
            'plan_takes', 'blob', 'wander', 'take_entry', 'write_release', 'Shared', 'lay_frames', 'lay_proposals',
-           'lay_maps', 'write_answers', 'make_shape']
+           'lay_maps', 'answer_masks', 'write_answers', 'make_shape']
 
 # %% ../nbs/10c_shape.ipynb #9a6656c9
 import json, os, shutil
@@ -360,7 +360,11 @@ def lay_maps(
 
 # %% ../nbs/10c_shape.ipynb #7f8499ff
 @lru_cache
-def _answer_masks(view: str, n: int = 512) -> list:  # RLEs
+def answer_masks(
+    view: str,  # Of the destination
+    n: int = 512,
+) -> list:  # RLEs at the size of the matcher's image
+    "Masks that answers are drawn from"
     rng = np.random.default_rng((6, len(view)))
     (h, w), radius = image_size(view, 14), {'ego': 40, 'exo': 12}[view]
     return [
@@ -370,7 +374,7 @@ def _answer_masks(view: str, n: int = 512) -> list:  # RLEs
 
 def _take_answers(pairs, dest: str, rng: np.random.Generator) -> dict:
     "Answers to the pairs of a take"
-    masks, known = {}, _answer_masks(dest)
+    masks, known = {}, answer_masks(dest)
     which, sure = rng.integers(len(known), size=len(pairs)).tolist(), rng.random(len(pairs)).round(6).tolist()
     for (name, source, camera, frame), k, c in zip(pairs.drop(columns='take').itertuples(index=False), which, sure):
         of_object = masks.setdefault(name, {}).setdefault(f'{source}_{camera}', {})
