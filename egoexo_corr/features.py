@@ -318,10 +318,10 @@ def used_frames(
     import pandas as pd
 
     files = [pairs_path(root, s, d) for d in ([Direction(direction)] if direction else Direction) for s in splits]
-    tables = [read_pairs(f) for f in files if f.is_file()]
+    tables = [frames_of(read_pairs(f)) for f in files if f.is_file()]
     if not tables:
         raise FileError("there are no pair files; make them with 'egoexo_pairs'", file=Path(root) / 'dataset_jsons')
-    table = frames_of(pd.concat(tables))
+    table = pd.concat(tables).drop_duplicates().sort_values(['take', 'camera', 'frame'])
     return {key: rows.frame.tolist() for key, rows in table.groupby(['take', 'camera'])}
 
 # %% ../nbs/10b_features.ipynb #cell084

@@ -702,25 +702,22 @@ def _made(proposer, root, take: str, camera: str, todo, run: ProposalRun, bar) -
 def _complete(path: Path, take: str, camera: str, wanted, proposer, root, run: ProposalRun, bar):
     "Bring one file of the store up to date"
     file = _open(path) if path.exists() else None
-    frames = {f: _read(file, f) for f in file.index} if file else {}
-    noted = dict(file.made_from) if file else {}
+    here, noted = (set(file.index), dict(file.made_from)) if file else (set(), {})
     digests = {f: _digest(proposer, root, take, camera, f) for f in wanted}
-    stale = [f for f in wanted if f in frames and not _still_fits(noted.get(f), digests[f])]
-    for f in stale:
-        del frames[f]
+    stale = {f for f in here.intersection(wanted) if not _still_fits(noted.get(f), digests[f])}
     run.unknown += (unknown := sum(f not in noted for f in stale))
     run.stale += len(stale) - unknown
-    todo = [f for f in wanted if f not in frames]
+    todo = [f for f in wanted if f not in here - stale]
     run.kept += len(wanted) - len(todo)
     bar.update(len(wanted) - len(todo))
     made = _made(proposer, root, take, camera, todo, run, bar)
-    there = {**frames, **made}
-    made_from = {f: digests.get(f, noted.get(f)) for f in there}
-    if there and (made or stale or any(noted.get(f) != d for f, d in made_from.items() if d)):
+    made_from = {f: digests.get(f, noted.get(f)) for f in {*here - stale, *made}}
+    if made_from and (made or stale or any(noted.get(f) != d for f, d in made_from.items() if d)):
+        there = {f: _read(file, f) for f in here - stale} | made
         write_proposals(path, take, camera, there, proposer.settings, made_from)
     elif stale:
         path.unlink()
-    run.files += bool(made or frames)
+    run.files += bool(made or here - stale)
     run.frames += len(made)
     run.proposals += sum(map(len, made.values()))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'toy_masks', 'toy_release', 'fail', 'check_marks', 'check_entry', 'cameras_of', 'wanted_frames',
-           'read_masks', 'Take', 'check_split', 'read_relations', 'read_takes', 'read_splits', 'read_release',
-           'select_takes']
+           'read_masks', 'Take', 'check_split', 'each_entry', 'read_relations', 'read_takes', 'read_splits',
+           'read_release', 'select_takes']
 
 # %% ../nbs/04a_relations.ipynb #ff909db4
 import shutil
@@ -226,38 +226,46 @@ def check_split(*splits: str):
             raise ArgumentError(f"splits are {', '.join(SPLITS)}, not {split!r}")
 
 # %% ../nbs/04a_relations.ipynb #36a5d0cd
-def _read_table(text: JsonText, keep) -> tuple[dict | None, str]:
-    "The table 'annotations' of a relations file, `None` if it has none, and which version it says it is, in words"
-    takes, version = None, ''
+def _read_table(text: JsonText):
+    "Yields (uid, entry) of the table 'annotations' of a relations file; returns whether it has one, and its version"
+    found, version = False, ''
     for key in text.keys() if text.sign() == '{' else ():
         if key == 'annotations' and text.sign() == '{':
-            takes = {uid: keep(uid, text.value()) for uid in text.keys()}
+            found = True
+            for uid in text.keys():
+                yield uid, text.value()
             continue
         content = text.value()
         if key == 'version':
             version = f'; it says it is version {content}'
         if key == 'annotations':
-            takes = None
+            found = False
     if text.sign() == '[':
         text.value()
     text.end()
-    return takes, version
+    return found, version
 
 # %% ../nbs/04a_relations.ipynb #cell044
+def each_entry(
+    release: str | Path,  # A release
+    split: str,  # 'train', 'val' or 'test'
+):  # (uid, entry), not yet checked
+    "The annotated takes of a split, one at a time in memory; `DataError` at the end of a file of another version"
+    path = Path(release) / 'annotations' / f'relations_{split}.json'
+    with JsonText(path) as text:
+        found, version = yield from _read_table(text)
+    if not found:
+        words = f"has no table 'annotations': not a relations file of the version that is read here{version}"
+        raise DataError(words, file=path)
+
+
 def read_relations(
     release: Path,  # A release
     split: str,  # 'train', 'val' or 'test'
     keep=lambda uid, entry: entry,  # What to keep of an entry, which is not yet checked
 ) -> dict:  # uid → what is kept
     "The annotated takes of a split, read take by take; `DataError` for a file of another version"
-    path = Path(release) / 'annotations' / f'relations_{split}.json'
-    with JsonText(path) as text:
-        takes, version = _read_table(text, keep)
-    if takes is not None:
-        return takes
-    raise DataError(
-        f"has no table 'annotations': not a relations file of the version that is read here{version}", file=path
-    )
+    return {uid: keep(uid, entry) for uid, entry in each_entry(release, split)}
 
 # %% ../nbs/04a_relations.ipynb #cell046
 def read_takes(path: str | Path) -> dict:  # uid → entry
