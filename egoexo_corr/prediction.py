@@ -167,11 +167,10 @@ def answer_all(
 # %% ../nbs/13_prediction.ipynb #9ce81afd
 def prediction_json(pairs: FramePairs, answers: list[Answer]) -> dict:
     "Answers as evaluators read them (method, Predictions)"
-    results = {}
+    results, columns = {}, ['take', 'object', 'source_cam', 'dest_cam', 'frame']
+    asked = list(zip(*(pairs.pairs[column].tolist() for column in columns)))
     for answer in sorted(answers):
-        take, name, source, dest, frame = pairs.pairs.iloc[answer.row][
-            ['take', 'object', 'source_cam', 'dest_cam', 'frame']
-        ]
+        take, name, source, dest, frame = asked[answer.row]
         result = results.setdefault(take, {'masks': {}, 'subsample_idx': set()})
         result['subsample_idx'].add(int(frame))
         result['masks'].setdefault(name, {}).setdefault(f'{source}_{dest}', {})[str(frame)] = {

@@ -133,9 +133,10 @@ def frame_pairs(
 def training_pairs(root: str | Path, direction: str, settings: Settings) -> pd.DataFrame:
     "The training pairs of a root, or as many of them as the settings say"
     path = pairs_path(root, 'train', direction)
-    table, pairs = read_pairs(path, direction), read_json(path)
+    table = read_pairs(path, direction)
     if settings.count is None:
         return table
+    pairs = read_json(path)
     kept = {id(p) for p in sample_by_count(pairs, settings.count, settings.seed, settings.balanced)}
     return table[[id(p) in kept for p in pairs]]
 
