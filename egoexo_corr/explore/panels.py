@@ -591,10 +591,9 @@ def grown(
     by: int,  # Pixels
 ) -> dict:  # An RLE
     "A mask that reaches further on all sides"
-    import cv2
+    from scipy.ndimage import binary_dilation
 
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * by + 1, 2 * by + 1))
-    return rle_encode(cv2.dilate(rle_decode(rle).astype(np.uint8), kernel))
+    return rle_encode(binary_dilation(rle_decode(rle), iterations=by))
 
 
 def spread(
