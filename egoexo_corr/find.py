@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAMERAS', 'MATCHER', 'TEMPERATURE', 'GIVEN', 'ANSWER', 'Side', 'open_side', 'Drawn', 'drawn_in_png', 'drawn_in_coco',
            'Question', 'ask', 'write_scene', 'turned', 'save_matcher', 'load_matcher', 'best_of', 'how_sure', 'judged',
-           'fit_line', 'make_matcher', 'Method', 'by_cosine', 'by_shipped', 'asks_back', 'by_run', 'Found', 'Finder',
+           'fit_line', 'asks_back', 'make_matcher', 'Method', 'by_cosine', 'by_shipped', 'by_run', 'Found', 'Finder',
            'window_around', 'answer_paths']
 
 # %% ../nbs/14c_find.ipynb #ecd27809
@@ -373,6 +373,11 @@ def fit_line(
     return minimize(loss, np.array([0.0, 1.0, 1.0])).x.tolist()
 
 # %% ../nbs/14c_find.ipynb #c19bfb3f
+def asks_back(uses: dict) -> bool:
+    "Whether a matcher of these uses (`Settings.uses`) looks at the other things of the source frame"
+    return uses['mutual'] or uses['geometry']
+
+
 def make_matcher(
     root: str | Path,  # A root with pairs, proposals (of sources, too) and features
     features: StoredFeatures,
@@ -430,10 +435,6 @@ def by_shipped(
     return Method(f'{Path(path).stem} ({backbone.name})', backbone, pool, scores, asks_back(uses), about['sure'])
 
 # %% ../nbs/14c_find.ipynb #4ea6b046
-def asks_back(uses: dict) -> bool:
-    return uses['mutual'] or uses['geometry']
-
-
 def _its_backbone(made_with: dict, device: str):
     "The backbone that features were made with"
     name, scale = re.fullmatch(r'(.+?)(?:-x([\d.]+))?(?:-reference)?', made_with['backbone']).groups()
