@@ -73,12 +73,17 @@ def _take_pairs(root: Path, take: str, direction: str, data_dir: str, report) ->
 
 def _pairs_by_take(root: Path, split: str, direction: str, data_dir: str, report):
     "Take by take: its pairs, and how many were left out (`_take_pairs`)"
-    for take in read_splits(root / 'processed' / 'split.json').get(split, []):
-        try:
-            if inside(root / 'processed', take, 'annotation.json').exists():
-                yield _take_pairs(root, take, direction, data_dir, report)
-        except EgoExoError as e:
-            report(e.at(take=take))
+    takes = read_splits(root / 'processed' / 'split.json').get(split, [])
+
+    def pairs():
+        for take in takes:
+            try:
+                if inside(root / 'processed', take, 'annotation.json').exists():
+                    yield _take_pairs(root, take, direction, data_dir, report)
+            except EgoExoError as e:
+                report(e.at(take=take))
+
+    return pairs()
 
 # %% ../nbs/05_dataset.ipynb #2b6c8d01
 def split_pairs(
