@@ -101,7 +101,7 @@ def drawn_in_png(
         raise refused.at(file=path)
     return exact if len(exact) == 1 else fits
 
-# %% ../nbs/14c_find.ipynb #5622302b
+# %% ../nbs/14c_find.ipynb #d4f3f155
 def _places(names: list[str], sides: list[Side]) -> dict:  # file_name → Side; those that are of neither are missing
     "Which of a COCO JSON's images the two photographs are: by folder and name, or else by the name alone"
     of_place = {s.place: s for s in sides}
@@ -147,7 +147,7 @@ def _some(names) -> str:
     names = list(dict.fromkeys(names))
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '') or 'none'
 
-# %% ../nbs/14c_find.ipynb #125810b7
+# %% ../nbs/14c_find.ipynb #0f2e4139
 class Question(NamedTuple):
     "Which object is looked for, and where"
 
@@ -226,7 +226,7 @@ def _pointed(sides: list[Side], point: tuple | None, direction: str | None) -> Q
         raise ArgumentError(f'the point {point} is not in {source.path.name}, which has {width}×{height} pixels')
     return Question(source, dest, 'object', None, point)
 
-# %% ../nbs/14c_find.ipynb #fa6faca6
+# %% ../nbs/14c_find.ipynb #176dce3a
 CAMERAS = {'ego': 'aria01', 'exo': 'cam01'}
 
 
