@@ -68,6 +68,8 @@ def read_photograph(
     "A photograph, turned as its EXIF tag says"
     from PIL import Image, ImageOps
 
+    if not Path(path).is_file():
+        raise FileError('there is no such file', file=path)
     try:
         with Image.open(path) as photo:
             orientation = photo.getexif().get(0x0112, 1)
@@ -125,6 +127,8 @@ def read_mask_png(
     "A mask of an image editor"
     from PIL import Image, ImageOps
 
+    if not Path(path).is_file():
+        raise FileError('there is no such file', file=path)
     try:
         with Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
