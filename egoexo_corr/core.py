@@ -442,6 +442,8 @@ def value(self: JsonText):
             raise self.wrong(e.msg, self.at + place) from None
         except RecursionError:
             raise FileError('the JSON is nested too deeply', file=self.path) from None
+        except ValueError:
+            raise self.wrong('A whole number with too many digits', self.at) from None
         if end == len(self.text) and self.text[self.at] not in '"[{' and self.more():
             continue  # A number goes on, perhaps
         if max(self.text.find(s, self.at, end) for s in (r'\ud', r'\uD')) >= 0:
