@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/15b_comparison.ipynb #5c02b9f2
-from .core import ArgumentError, DataError, Direction, FileError, atomic_path, view_of
+from .core import ArgumentError, DataError, Direction, FileError, JsonText, atomic_path, view_of
 from .metrics import JsonFile, open_json
 from egoexo_corr.report import (
     COLORS,
@@ -40,23 +40,45 @@ from egoexo_corr.report import (
 )
 
 # %% ../nbs/15b_comparison.ipynb #8a67e7ce
-def _direction_of(predictions: JsonFile, wanted: str | None) -> Direction:
+def _pass_by(text: JsonText, depth: int) -> bool:
+    "Pass by a value, entry after entry down to a depth, so that little of it is held; whether there is anything in it"
+    if not depth or text.sign() != '{':
+        return bool(text.value())
+    entries = 0
+    for _ in text.keys():
+        _pass_by(text, depth - 1)
+        entries += 1
+    return entries > 0
+
+
+def _tables_of(path: Path) -> dict:  # Key → whether there is anything in it
+    "The tables of a prediction file"
+    with JsonText(path) as text:
+        if not text.sign():
+            raise FileError('the file is empty', file=path)
+        if text.sign() != '{':
+            kind = type(text.value()).__name__
+            raise DataError(f'the file must be a JSON object, not {kind}', file=path)
+        tables = {key: _pass_by(text, 3) for key in text.keys()}
+        text.end()
+    return tables
+
+# %% ../nbs/15b_comparison.ipynb #07a8602e
+def _direction_of(path: Path, wanted: str | None) -> Direction:
     "The direction that a prediction file answers"
-    content, file = predictions
-    if not isinstance(content, dict):
-        raise DataError(f'the file must be a JSON object, not {type(content).__name__}', file=file)
-    if 'annotations' in content:
-        raise DataError('this is a ground truth, where predictions are needed', file=file)
-    held = [d for d in Direction if content.get(d.results_key)]
+    tables = _tables_of(path)
+    if 'annotations' in tables:
+        raise DataError('this is a ground truth, where predictions are needed', file=path)
+    held = [d for d in Direction if tables.get(d.results_key)]
     if wanted and Direction(wanted) in held:
         return Direction(wanted)
     if not held:
-        raise DataError("these are no predictions: the file has neither 'exo-ego' nor 'ego-exo'", file=file)
+        raise DataError("these are no predictions: the file has neither 'exo-ego' nor 'ego-exo'", file=path)
     if len(held) > 1:
-        raise DataError('holds both directions: say which (--direction)', file=file)
+        raise DataError('holds both directions: say which (--direction)', file=path)
     return held[0]
 
-
+# %% ../nbs/15b_comparison.ipynb #cc908642
 def _check_annotations(path: Path, root: Path, split: str):
     "`DataError` if a root's annotations changed after predictions were made; where nobody noted them, nobody knows"
     from egoexo_corr.dataset import annotation_digest, read_note, what_changed
@@ -69,7 +91,7 @@ def _check_annotations(path: Path, root: Path, split: str):
             file=path,
         )
 
-# %% ../nbs/15b_comparison.ipynb #cc908642
+
 def _trained_files(folder: Path, gt: JsonFile | None, split: str) -> RunFiles:
     "The files of a training"
     from egoexo_corr.dataset import Annotations, ground_truth
@@ -79,12 +101,11 @@ def _trained_files(folder: Path, gt: JsonFile | None, split: str) -> RunFiles:
         raise FileError('the run has no predictions for this split; make them with egoexo_predict', file=path)
     if gt is None:
         _check_annotations(path, root, split)
-    predictions = open_json(path)
-    direction = _direction_of(predictions, None)
+    direction = _direction_of(path, None)
     gt = gt or JsonFile(ground_truth(root, split, str(direction)))
     annotations, takes = Annotations(root, keep=1), gt.content.get('annotations', {})
     scenarios = {t: annotations[t].scenario for t in takes if (root / 'processed' / t).is_dir()}
-    return RunFiles(folder.name, folder.name, gt, predictions, direction, root if scenarios else None, scenarios)
+    return RunFiles(folder.name, folder.name, gt, path, direction, root if scenarios else None, scenarios)
 
 # %% ../nbs/15b_comparison.ipynb #f131da04
 def find_run(
@@ -104,14 +125,13 @@ def find_run(
     if not path.is_file():
         names = ', '.join(archived_keys())
         raise FileError(f'there is no such run, and no archived one of this name ({names})', file=path)
-    predictions = open_json(path)
-    direction = _direction_of(predictions, direction)
+    direction = _direction_of(path, direction)
     if gt is None:
         raise ArgumentError(
             f'{path.name} is a prediction file and needs a ground truth: gt=… '
             '(first on the command line; egoexo_predict --gt writes one)'
         )
-    return RunFiles(path.stem, path.stem, gt, predictions, direction)
+    return RunFiles(path.stem, path.stem, gt, path, direction)
 
 # %% ../nbs/15b_comparison.ipynb #4e3b9926
 SIZE_EDGES = [0, 0.001, 0.005, 0.02, 1]  # Shares of the picture
@@ -212,7 +232,7 @@ def _scored_runs(runs, gt, direction, protocol, resize, split):
         files = run if isinstance(run, Result) else find_run(run, gt, split, direction)
         direction = Direction(direction or files.direction)
         if files.direction != direction:
-            where = {} if isinstance(run, Result) else dict(file=files.predictions.file)
+            where = {} if isinstance(run, Result) else dict(file=files.source)
             raise DataError(f'{files.label} answers {files.direction}, and this comparison is of {direction}', **where)
         yield files if isinstance(run, Result) else score(files, protocol, resize, partial=True)
 

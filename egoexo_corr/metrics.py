@@ -99,12 +99,22 @@ def grow(self: BitWindow, m: int) -> int:
     return grown
 
 # %% ../nbs/02_metrics.ipynb #cell019
+def _radius(height: int, width: int) -> int:
+    "How far a boundary is grown, in pixels"
+    return math.ceil(0.008 * math.sqrt(height**2 + width**2))
+
+
 def _window(extents: list, height: int, width: int) -> BitWindow:
     "The smallest window that holds masks of these extents (y0, y1, x0, x1) and their boundaries"
     y0, y1 = max(min(e[0] for e in extents) - 1, 0), max(e[1] for e in extents)
     x0, x1 = max(min(e[2] for e in extents) - 1, 0), max(e[3] for e in extents)
-    radius = math.ceil(0.008 * math.sqrt(height**2 + width**2))
-    return BitWindow(y0, x0, y1 - y0, x1 - x0, radius, at_bottom=y1 == height, at_right=x1 == width)
+    ends = dict(at_bottom=y1 == height, at_right=x1 == width)
+    return BitWindow(y0, x0, y1 - y0, x1 - x0, _radius(height, width), **ends)
+
+
+def _are_apart(a: tuple, b: tuple, radius: int) -> bool:
+    "Whether masks of two extents (y0, y1, x0, x1) have boundaries that are more than `radius` pixels apart"
+    return max(a[0] - b[1], b[0] - a[1], a[2] - b[3], b[2] - a[3]) > radius
 
 
 def _midpoint(extent, height: int, width: int) -> tuple[int, int]:  # (x, y)
@@ -124,6 +134,18 @@ def _f_measure(window: BitWindow, gt: int, pred: int) -> float:
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
+def _overlap(gt: Runs, pred: Runs, extents: tuple) -> tuple[float, float]:
+    "IoU and contour accuracy of two masks of one size; `extents`: theirs, `None` for an empty mask"
+    if extents == (None, None):
+        return 1.0, 1.0
+    size = gt.height, gt.width
+    if None not in extents and _are_apart(*extents, _radius(*size)):
+        return 0.0, 0.0
+    window = _window([e for e in extents if e], *size)
+    g, p = window.pack(gt), window.pack(pred)
+    return (g & p).bit_count() / ((g | p).bit_count() + 1e-7), _f_measure(window, g, p)
+
+# %% ../nbs/02_metrics.ipynb #5f6c4063
 def compare(
     gt: Runs,  # The true mask
     pred: Runs,  # The predicted mask, of the same size
@@ -136,11 +158,7 @@ def compare(
     extents = runs_extent(gt), runs_extent(pred)
     (gx, gy), (px, py) = (_midpoint(e, *size) for e in extents)
     location = math.sqrt((gx - px) ** 2 + (gy - py) ** 2) / diagonal
-    if extents == (None, None):
-        return 1.0, 1.0, location
-    window = _window([e for e in extents if e], *size)
-    g, p = window.pack(gt), window.pack(pred)
-    return (g & p).bit_count() / ((g | p).bit_count() + 1e-7), _f_measure(window, g, p), location
+    return *_overlap(gt, pred, extents), location
 
 # %% ../nbs/02_metrics.ipynb #cell024
 PROTOCOLS = ('omama', 'official')

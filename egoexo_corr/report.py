@@ -6,10 +6,10 @@
 __all__ = ['METRICS', 'ARCHIVE_URL', 'ARCHIVE', 'PAIR', 'UNKNOWN', 'TIE', 'HISTORIES', 'COLORS', 'published', 'archive_file',
            'archive_missing', 'Result', 'RunFiles', 'score', 'archived_files', 'archived_result', 'archived_metrics',
            'archived_keys', 'archive_agreement', 'benchmark_table', 'evidence_table', 'overlap_table',
-           'bootstrap_interval', 'interval_table', 'shared_pairs', 'tally', 'mean_difference', 'paired_difference',
-           'delta_table', 'archived_history', 'parse_timing_log', 'timing_table', 'plot_iou_distribution',
-           'plot_iou_cdf', 'plot_iou_kde', 'plot_delta_iou', 'plot_training', 'plot_timing', 'plot_intervals',
-           'related_work', 'plot_related_work', 'save_table', 'save_figure']
+           'bootstrap_intervals', 'bootstrap_interval', 'interval_table', 'shared_pairs', 'tally', 'mean_difference',
+           'paired_difference', 'delta_table', 'archived_history', 'parse_timing_log', 'timing_table',
+           'plot_iou_distribution', 'plot_iou_cdf', 'plot_iou_kde', 'plot_delta_iou', 'plot_training', 'plot_timing',
+           'plot_intervals', 'related_work', 'plot_related_work', 'save_table', 'save_figure']
 
 # %% ../nbs/15a_report.ipynb #cell004
 import os, re
@@ -175,10 +175,15 @@ class RunFiles(NamedTuple):
     key: str  # For file names
     label: str  # For people
     truth: JsonFile  # Ground truth
-    predictions: JsonFile
+    predictions: JsonFile | Path  # A path is read take by take
     direction: Direction
     root: Path | None = None  # Where its pictures are
     scenarios: dict = {}  # Take → scenario, as far as they are known
+
+    @property
+    def source(self) -> Path | None:
+        "The predictions' file"
+        return self.predictions.file if isinstance(self.predictions, JsonFile) else self.predictions
 
 
 def _share(rle: dict | None) -> float:
@@ -320,18 +325,29 @@ def overlap_table(results: dict[str, Result]) -> pd.DataFrame:  # Square: pairs 
 
 # %% ../nbs/15a_report.ipynb #cell029
 def _cluster_weights(
-    tracks: pd.DataFrame,  # A row for each (take, object), with column 'take'
+    takes: pd.Series,  # The take of each (take, object)
     n: int,  # Replicates
     rng,  # numpy Generator
-) -> np.ndarray:  # int [n, tracks]: how often each is drawn
-    "Two-stage draws: takes with replacement, then objects within each drawn take"
-    groups = list(tracks.groupby('take', sort=False).indices.values())
+):
+    "Two-stage draws, takes with replacement, then objects within each: yields (places, how often each is drawn [n, k])"
+    groups = list(takes.groupby(takes, sort=False).indices.values())
     drawn = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=n)
-    weights = np.zeros((n, len(tracks)), np.int64)
     for g, members in enumerate(groups):
         k = len(members)
-        weights[:, members] = rng.multinomial(drawn[:, g] * k, np.full(k, 1 / k))
-    return weights
+        yield members, rng.multinomial(drawn[:, g] * k, np.full(k, 1 / k))
+
+
+def _replicates(
+    sums: pd.DataFrame,  # A row for each (take, object)
+    n: int,  # Replicates
+    seed: int,
+) -> np.ndarray:  # [n, columns]
+    "Sums over what each replicate draws"
+    values, totals = sums.to_numpy(float), np.zeros((n, sums.shape[1]))
+    takes = pd.Series(sums.index.get_level_values(0))
+    for members, weights in _cluster_weights(takes, n, np.random.default_rng(seed)):
+        totals += weights.astype(float) @ values[members]
+    return totals
 
 # %% ../nbs/15a_report.ipynb #cell031
 def _parts(observations: pd.DataFrame, column: str) -> list:  # (values, counts) of each part
@@ -344,30 +360,42 @@ def _parts(observations: pd.DataFrame, column: str) -> list:  # (values, counts)
     return [(right * kind, kind) for kind in (there, ~there)]
 
 # %% ../nbs/15a_report.ipynb #84cd61d0
-def bootstrap_interval(
-    observations: pd.DataFrame,  # With 'take', 'object' and the column to average
-    column: str = 'iou',  # Averaged over rows where it is a number; 'balanced_acc' is made from existence
+def _mean_of(totals: np.ndarray) -> np.ndarray:  # [n]
+    "Means from sums and counts [n, 2 a part]; of parts that are there, each counts alike"
+    with np.errstate(invalid='ignore'):
+        rates = totals[:, ::2] / totals[:, 1::2]
+        return np.nansum(rates, 1) / (~np.isnan(rates)).sum(1)
+
+# %% ../nbs/15a_report.ipynb #fb1f435d
+def bootstrap_intervals(
+    observations: pd.DataFrame,  # With 'take', 'object' and the columns to average
+    columns: list[str],  # Averaged over rows where they are numbers; 'balanced_acc' is made from existence
     n: int = 2000,  # Replicates
     level: float = 0.95,  # Of the interval
     seed: int = 42,
-) -> tuple[float, float, float]:  # Mean, lower end, upper end; no ends where all is of one object
-    "A mean and its percentile-bootstrap interval, clustered by take and object"
-    parts = _parts(observations, column)
-    columns = [pd.Series(v, index=observations.index, dtype=float) for part in parts for v in part]
-    sums = pd.concat(columns, axis=1).groupby([observations['take'], observations['object']], sort=False).sum()
-
-    def means(w):
-        with np.errstate(invalid='ignore'):
-            rates = np.array([(w @ sums.iloc[:, i]) / (w @ sums.iloc[:, i + 1]) for i in range(0, 2 * len(parts), 2)])
-            return np.nansum(rates, 0) / (~np.isnan(rates)).sum(0)
-
-    mean = float(means(np.ones((1, len(sums))))[0])
+) -> list[tuple[float, float, float]]:  # Mean, lower end, upper end; no ends where all is of one object
+    "Means and their percentile-bootstrap intervals, clustered by take and object, all of the same draws"
+    parts = [[v for part in _parts(observations, c) for v in part] for c in columns]
+    values = [pd.Series(v, index=observations.index, dtype=float) for part in parts for v in part]
+    sums = pd.concat(values, axis=1).groupby([observations['take'], observations['object']], sort=False).sum()
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    means = [float(_mean_of(whole)[0]) for whole in np.split(sums.to_numpy().sum(0)[None], ends, 1)]
     if len(sums) < 2:
-        return mean, np.nan, np.nan
-    tracks = sums.index.to_frame(index=False, name=['take', 'object'])
-    weights = _cluster_weights(tracks, n, np.random.default_rng(seed))
-    low, high = np.nanquantile(means(weights.astype(float)), [(1 - level) / 2, (1 + level) / 2])
-    return mean, float(low), float(high)
+        return [(m, np.nan, np.nan) for m in means]
+    drawn = (_mean_of(totals) for totals in np.split(_replicates(sums, n, seed), ends, 1))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return [(m, *map(float, np.nanquantile(d, tails))) for m, d in zip(means, drawn)]
+
+# %% ../nbs/15a_report.ipynb #1a661fd0
+def bootstrap_interval(
+    observations: pd.DataFrame,
+    column: str = 'iou',
+    n: int = 2000,  # Replicates
+    level: float = 0.95,  # Of the interval
+    seed: int = 42,
+) -> tuple[float, float, float]:  # Mean, lower end, upper end
+    "`bootstrap_intervals` of one column"
+    return bootstrap_intervals(observations, [column], n, level, seed)[0]
 
 # %% ../nbs/15a_report.ipynb #cell034
 def interval_table(
@@ -376,14 +404,10 @@ def interval_table(
     n: int = 2000,  # Replicates
 ) -> pd.DataFrame:  # A row a result; columns (metric, mean | low | high)
     "Means with 95 % intervals, clustered by take and object"
-    rows = {
-        r.label: {
-            (m, c): v
-            for m in metrics
-            for c, v in zip(('mean', 'low', 'high'), bootstrap_interval(r.observations, m, n))
-        }
-        for r in results.values()
-    }
+    rows = {}
+    for r in results.values():
+        intervals = zip(metrics, bootstrap_intervals(r.observations, list(metrics), n))
+        rows[r.label] = {(m, c): v for m, ends in intervals for c, v in zip(('mean', 'low', 'high'), ends)}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/15a_report.ipynb #cell037
