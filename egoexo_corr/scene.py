@@ -9,6 +9,7 @@ __all__ = ['SKIN', 'ARM', 'EGO', 'EXO', 'SIZES', 'TICK', 'SHOULDER', 'sim_missin
 
 # %% ../nbs/07b_scene.ipynb #47733116
 import os, sys
+from contextlib import suppress
 from functools import lru_cache
 from itertools import count
 
@@ -33,9 +34,16 @@ if sys.platform.startswith('linux'):
     os.environ.setdefault('MUJOCO_GL', 'osmesa')
 
 # %% ../nbs/07b_scene.ipynb #cell009
+def _compiler_first():
+    "Load PyTorch's compiler before Mesa: each brings an LLVM, and loaded in the other order they end the process"
+    with suppress(ImportError):
+        import triton  # noqa: F401
+
+
 @lru_cache
 def sim_missing() -> str:  # '' if scenes can be rendered here
     "What is missing for rendering and how to get it, in one line"
+    _compiler_first()
     try:
         import mujoco
     except ModuleNotFoundError:
