@@ -435,11 +435,11 @@ def _write_index(path: Path, digest: str, a: TakeAnnotation):
         tmp.write_bytes(content)
 
 
-def _ask_index(path: Path, query: str, *values) -> tuple | None:
-    "The first row that answers a query; `FileError` for a file that is none of ours"
+def _ask_index(path: Path, *questions) -> list:  # A row or `None` for each
+    "The first rows that answer questions, (query, value, …) each; `FileError` for a file that is none of ours"
     try:
         with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as db:
-            return db.execute(query, values).fetchone()
+            return [db.execute(query, values).fetchone() for query, *values in questions]
     except sqlite3.Error as e:
         raise FileError(f'is damaged, or no index of a take ({e}); delete it', file=path) from None
 
@@ -451,7 +451,9 @@ def is_indexed(self: Annotations, take: str) -> bool:
         path, annotation = _index_path(self.root, take), inside(self.root / 'processed', take, 'annotation.json')
         there = path.is_file() and annotation.is_file()
         try:
-            self.indexed[take] = there and _ask_index(path, 'select sha256 from annotation') == (sha256(annotation),)
+            self.indexed[take] = there and _ask_index(path, ('select sha256 from annotation',)) == [
+                (sha256(annotation),)
+            ]
         except FileError:
             self.indexed[take] = False
     return self.indexed[take]
@@ -487,12 +489,28 @@ def is_known(self: Annotations, take: str, name: str, camera: str, frame: int) -
 
 
 @patch
+def frames(
+    self: Annotations,
+    take: str,  # Uid
+    where,  # (camera, frame) of some frames
+) -> list[FrameAnnotation]:
+    "What is annotated in frames of a take"
+    if not self.is_indexed(take):
+        return [self._parsed_frame(take, *place) for place in where]
+    path, query = _index_path(self.root, take), 'select content from frames where camera=? and frame=?'
+    *found, empty = _ask_index(path, *((query, c, str(f)) for c, f in where), ('select empty from annotation',))
+    return [FrameAnnotation(*json.loads((row or empty)[0])) for row in found]
+
+
+@patch
 def frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
     "What is annotated in a frame"
-    if self.is_indexed(take):
-        path = self.root / 'processed' / take / 'frames.sqlite'
-        found = _ask_index(path, 'select content from frames where camera=? and frame=?', camera, str(frame))
-        return FrameAnnotation(*json.loads((found or _ask_index(path, 'select empty from annotation'))[0]))
+    return self.frames(take, [(camera, frame)])[0]
+
+
+@patch
+def _parsed_frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
+    "The same, out of the take's whole annotation"
     masks = {name: self.rle(take, name, camera, frame) for name in self[take].masks}
     annotated = self[take].annotated
     looked_for = (
