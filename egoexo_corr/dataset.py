@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE_NAMES', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'frame_digest',
            'TakeAnnotation', 'FrameAnnotation', 'Annotations', 'annotation_digest', 'what_changed', 'note_path',
-           'write_note', 'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary',
-           'describe_root']
+           'write_note', 'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'write_ground_truth',
+           'RootSummary', 'describe_root']
 
 # %% ../nbs/05_dataset.ipynb #70ae329d
 import html, io, json, shutil, sqlite3
@@ -680,20 +680,34 @@ def _take_truth(annotations: Annotations, take: str, pairs: pd.DataFrame) -> dic
     return {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c, f in cs.items()} for o, cs in frames.items()}}
 
 # %% ../nbs/05_dataset.ipynb #cell154
+def _truths(root: str | Path, pairs, direction: str):
+    "Takes and their ground truth, one after the other"
+    if isinstance(pairs, str):
+        pairs = read_pairs(pairs_path(root, pairs, direction), direction)
+    annotations = Annotations(root, keep=1)
+    for take, its_pairs in pairs.groupby('take', sort=False):
+        its_truth = _take_truth(annotations, take, its_pairs)
+        if its_truth['masks']:
+            yield take, its_truth
+
+
 def ground_truth(
     root: str | Path,  # A root
     pairs,  # Pairs (`read_pairs`), or the name of a split whose pair file is read
     direction: str = 'exo2ego',  # 'exo2ego' or 'ego2exo'
 ) -> dict:  # {'annotations': {take: {'masks', 'annotated_frames'}}}
     "The evaluator's ground truth for these pairs, in the release's resolution"
-    if isinstance(pairs, str):
-        pairs = read_pairs(pairs_path(root, pairs, direction), direction)
-    annotations, truth = Annotations(root), {}
-    for take, its_pairs in pairs.groupby('take', sort=False):
-        its_truth = _take_truth(annotations, take, its_pairs)
-        if its_truth['masks']:
-            truth[take] = its_truth
-    return {'annotations': truth}
+    return {'annotations': dict(_truths(root, pairs, direction))}
+
+
+def write_ground_truth(
+    path: str | Path,  # The file to make
+    root: str | Path,  # As in `ground_truth`
+    pairs,
+    direction: str = 'exo2ego',
+):
+    "Write what `ground_truth` gives, with no more than a take in memory"
+    write_json(path, iter([('annotations', _truths(root, pairs, direction))]))
 
 # %% ../nbs/05_dataset.ipynb #cell162
 def _visible_in_words(share: float) -> str:

@@ -98,8 +98,8 @@ def _notes(store: FeatureStore, kind: str, take: str, camera: str) -> dict:
 
 def _is_noted(store: FeatureStore, kind: str, take: str, camera: str, frames, source: str) -> bool:
     "Whether it is noted that frames' descriptors are of a file with this digest, and of the maps that are there"
-    noted = _notes(store, kind, take, camera)['source']
     of, now = store.made_from(kind, take, camera), store.made_from('maps', take, camera)
+    noted = _notes(store, kind, take, camera)['source']
     return all(noted.get(f) == source and of.get(f) == now.get(f) for f in map(str, frames))
 
 # %% ../nbs/12_frames.ipynb #71392527
@@ -213,12 +213,6 @@ def full_map(self: StoredFeatures, take: str, camera: str, frame: int) -> Tensor
     full.place = self.store.place('maps', take, camera, frame)
     return full
 
-
-@patch
-def is_of(self: StoredFeatures, source: str, kind: str, take: str, camera: str, frame: int) -> bool:
-    "Whether a frame's descriptors are of the masks in a file with this digest"
-    return self.store.noted('source', kind, take, camera, frame) == source
-
 # %% ../nbs/12_frames.ipynb #2a7eb60e
 @patch
 def descriptors(
@@ -282,12 +276,6 @@ def keep(self: LiveFeatures, kind: str, take: str, camera: str, frames, masks_of
     "Nothing is kept; but masks that cannot be read are found out now"
     for f in set(frames) - self.lacks(take, camera, frames):
         masks_of(take, camera, f)
-
-
-@patch
-def is_of(self: LiveFeatures, *args) -> bool:
-    "Nothing is kept of any file"
-    return False
 
 # %% ../nbs/12_frames.ipynb #c14086cd
 @patch
@@ -452,13 +440,6 @@ def _overlaps_kind(of: tuple) -> str:
 
 
 @patch
-def _overlap_prints(self: StoredFeatures, of: tuple, take: str, camera: str) -> dict:  # frame (text) → fingerprints
-    "Of which masks the descriptors are that overlaps go with, joined"
-    files = [self.store.about(kind, take, camera)['masks'] for kind in ('truth', of[0]) if kind]
-    return {f: ' '.join(prints[f] for prints in files) for f in files[0] if all(f in prints for prints in files)}
-
-
-@patch
 def _kept_overlaps(self: StoredFeatures, of: tuple, take: str, camera: str) -> dict:  # frame (text) → fingerprints
     "Of which masks the overlaps are that there are; none of a file that cannot be used"
     kind = _overlaps_kind(of)
@@ -490,7 +471,9 @@ def keep_overlaps(
 ) -> bool:  # Whether any were lacking
     "Keep the overlaps of those of the frames that have descriptors"
     with folder_lock(self.store.folder, wait=True):
-        prints, kept = self._overlap_prints(of, take, camera), self._kept_overlaps(of, take, camera)
+        files = [self.store.about(kind, take, camera)['masks'] for kind in ('truth', of[0]) if kind]
+        prints = {f: ' '.join(masks[f] for masks in files) for f in files[0] if all(f in masks for masks in files)}
+        kept = self._kept_overlaps(of, take, camera)
         wanted = {*map(str, frames)} & prints.keys()
         if all(kept.get(f) == prints[f] for f in wanted):
             return False
@@ -605,8 +588,18 @@ def overlaps(self: FrameMasks, take: str, camera: str, frame: int, proposed: boo
 
 # %% ../nbs/12_frames.ipynb #146a3bb5
 @patch
-def _digest_of_proposals(self: FrameMasks, take: str, camera: str) -> str | None:  # `None` where there is no file
-    return None if callable(self.proposals) else self.proposals.digest(take, camera) or None
+def _keep_overlaps(self: FrameMasks, take: str, camera: str, frames, proposed: bool) -> bool:
+    measure = partial(FrameMasks.measured, self, take, camera, proposed=proposed)
+    return bool(self.features.keep_overlaps(self._overlaps_of(proposed), take, camera, frames, measure))
+
+
+@patch
+def _keep_proposed(self: FrameMasks, take: str, camera: str, frames) -> bool:
+    "Have what depends on proposals kept, and remember of which file they are"
+    digest = None if callable(self.proposals) else self.proposals.digest(take, camera) or None
+    self.sources[take, camera] = None if self.features.live else digest
+    new = bool(self.features.keep(self.kind, take, camera, frames, self._proposed, digest))
+    return self._keep_overlaps(take, camera, frames, True) or new
 
 
 @patch
@@ -621,10 +614,8 @@ def keep_camera(
     digest = self.annotation_digest(take) or None
     new = bool(self.features.keep('truth', take, camera, frames, self._annotated, digest))
     if proposed:
-        digest = self.sources[take, camera] = self._digest_of_proposals(take, camera)
-        new |= bool(self.features.keep(self.kind, take, camera, frames, self._proposed, digest))
-    measure = partial(FrameMasks.measured, self, take, camera, proposed=proposed)
-    return bool(self.features.keep_overlaps(self._overlaps_of(proposed), take, camera, frames, measure) or new)
+        return self._keep_proposed(take, camera, frames) or new
+    return self._keep_overlaps(take, camera, frames, False) or new
 
 # %% ../nbs/12_frames.ipynb #369fa5f9
 def describe_all(
@@ -643,7 +634,7 @@ def describe_all(
         try:
             there = set(frames) & set(proposals.frames(take, camera)) if (take, camera) in cameras else ()
             new = masks.keep_camera(take, camera, frames, proposed=False)
-            new |= bool(there) and masks.keep_camera(take, camera, there, proposed=True)
+            new |= bool(there) and masks._keep_proposed(take, camera, there)
         except EgoExoError as e:
             run.report(e.at(take=take, camera=camera))
         else:
@@ -799,9 +790,10 @@ def _drop(self: FramePairs, problems, strict: bool):
 def _candidates(self: FramePairs, take: str, camera: str, frame: int) -> Tensor:  # float32 [P, 2C]
     "Descriptors of a frame's proposals; these are read only where descriptors are not of the file that there was"
     source = self.sources.get((take, camera))
-    if source and self.features.is_of(source, self.kind, take, camera, frame):
-        return self.features.store.read(self.kind, take, camera, frame).float()
-    return self.features.descriptors(self.kind, take, camera, frame, *_named(self.propose(take, camera, frame)))
+    where = take, camera, frame
+    if source and self.features.store.noted('source', self.kind, *where) == source:
+        return self.features.store.read(self.kind, *where).float()
+    return self.features.descriptors(self.kind, *where, *_named(self.propose(*where)))
 
 
 @patch
@@ -822,16 +814,8 @@ def _aligned(
     visible, found = truth >= 0, [all_seen.index(o) for o in names if o in seen]
     iou, boxes = np.zeros((2, len(names), P))
     iou[visible], boxes[visible] = of_dest.iou[found], of_dest.box_iou[found]
-    return Objects(
-        rows,
-        descriptors[asked],
-        of_source.object_places[asked],
-        truth,
-        np.array(known),
-        iou,
-        boxes,
-        of_source.iou[asked],
-    )
+    places, rival_iou = of_source.object_places[asked], of_source.iou[asked]
+    return Objects(rows, descriptors[asked], places, truth, np.array(known), iou, boxes, rival_iou)
 
 # %% ../nbs/12_frames.ipynb #04c0f040
 @patch
