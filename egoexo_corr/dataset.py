@@ -141,6 +141,34 @@ def _write_pairs(path: Path, parts) -> dict:  # take → pairs
     return takes
 
 
+def _table_path(path: Path) -> Path:
+    return path.parent / 'made_from' / path.with_suffix('.parquet').name
+
+
+def _write_table(path: Path, table: pd.DataFrame, way: Direction, digest: str):
+    "What `read_pair_table` gives of a pair file with this SHA-256, to be read instead"
+    import pyarrow as pa, pyarrow.parquet as pq
+
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    of = {'egoexo_corr.direction': str(way), 'egoexo_corr.sha256': digest}
+    with atomic_path(path) as tmp:
+        pq.write_table(content.replace_schema_metadata((content.schema.metadata or {}) | of), tmp)
+
+
+def _kept_table(path: Path, way: Direction, digest: str) -> pd.DataFrame | None:
+    "The table that is kept of a pair file with this SHA-256; `None` where there is none"
+    import pyarrow as pa, pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(_table_path(path), memory_map=True, page_checksum_verification=True)
+        of = file.schema_arrow.metadata
+        if (of[b'egoexo_corr.direction'], of[b'egoexo_corr.sha256']) != (str(way).encode(), digest.encode()):
+            return None
+        return file.read(use_threads=False).to_pandas()
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+        return None
+
+
 def _write_pair_file(root: Path, split: str, way: Direction, parts) -> tuple[str, int]:  # Name; pairs
     "A pair file under its names, and beside it what its takes' annotations were"
     folder, key = root / 'dataset_jsons', way.pairs_key
@@ -151,8 +179,10 @@ def _write_pair_file(root: Path, split: str, way: Direction, parts) -> tuple[str
             shutil.copyfile(folder / names[0], tmp)
     digests = {t: read_record(root, t).get('annotation') for t in takes}
     record = {'split': split, **file_fingerprint(folder / names[0]), 'takes': digests}
+    table = read_pair_table(folder / names[0], way)
     for name in names:
         write_json(folder / 'made_from' / name, record, indent=1)
+        _write_table(_table_path(folder / name), table, way, record['sha256'])
     return names[0], takes.total()
 
 # %% ../nbs/05_dataset.ipynb #11504ba1
@@ -213,22 +243,24 @@ def _counts(splits, ratio, count, balanced: bool) -> list:
     return counts
 
 # %% ../nbs/05_dataset.ipynb #f8d0cb43
-def _check_pair_file(path: Path):
-    "`DataError` if a pair file of `write_pairs` no longer fits the takes that it was made from"
-    root = path.parent.parent
+def _pair_record(path: Path) -> dict:
+    "What was noted of a pair file of `write_pairs`; {} for another file, and for one that was changed since"
     try:
         record = read_json(path.parent / 'made_from' / path.name)
-    except FileError:
-        return
-    if not isinstance(record, dict) or not isinstance(record.get('takes'), dict):
-        return
-    if file_fingerprint(path) != {k: record.get(k) for k in ('bytes', 'sha256')}:
-        return
+        right = isinstance(record, dict) and isinstance(record.get('takes'), dict)
+        return record if right and file_fingerprint(path).items() <= record.items() else {}
+    except (FileError, TypeError):
+        return {}
+
+
+def _check_takes(path: Path, record: dict):
+    "`DataError` if a pair file no longer fits the takes that it was made from"
+    root = path.parent.parent
     try:
         listed = read_splits(root / 'processed' / 'split.json').get(record.get('split'), [])
     except FileError:
         return
-    for take, digest in record['takes'].items():
+    for take, digest in record.get('takes', {}).items():
         if take not in listed:
             why = f"is no longer in the split {record['split']}"
         elif read_record(root, take).get('annotation') != digest:
@@ -248,8 +280,11 @@ def read_pairs(
         direction = next((d for d in Direction if d.pairs_key in path.name), None)
         if direction is None:
             raise ArgumentError(f"the name {path.name} does not say 'exoego' or 'egoexo'; give the direction")
-    table = read_pair_table(path, direction)
-    _check_pair_file(path)
+    record = _pair_record(path)
+    table = _kept_table(path, Direction(direction), record['sha256']) if record else None
+    if table is None:
+        table = read_pair_table(path, direction)
+    _check_takes(path, record)
     return table
 
 # %% ../nbs/05_dataset.ipynb #cell124
