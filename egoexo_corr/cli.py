@@ -421,7 +421,7 @@ def egoexo_predict(
 ):
     "Answer the pairs of a split with a trained matcher"
     from egoexo_corr.core import this_process
-    from egoexo_corr.dataset import ground_truth, write_note
+    from egoexo_corr.dataset import write_ground_truth, write_note
     from egoexo_corr.prediction import predict
     from egoexo_corr.runs import why_anew
     from egoexo_corr.training import prediction_inputs, run_scores
@@ -441,7 +441,7 @@ def egoexo_predict(
         write_json(out, answers)
         write_note(out, made_from)
     if gt:
-        write_json(gt, ground_truth(root, split, direction))
+        write_ground_truth(gt, root, split, direction)
         write_note(gt, {split: made_from[split]})
     print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
 
@@ -599,10 +599,10 @@ def egoexo_submit(
     out: str = 'submission.json',  # Where to write
 ):
     "Write what the correspondence challenge takes: both directions, every object, masks at the official sizes"
-    from egoexo_corr.metrics import CHALLENGE_RESTS, submission
+    from egoexo_corr.metrics import CHALLENGE_RESTS, write_submission
 
-    made = submission(ego2exo, exo2ego, _whole_split(truth, split) if Path(truth).is_dir() else truth, fill)
-    write_json(out, made.content)
+    whole = _whole_split(truth, split) if Path(truth).is_dir() else truth
+    made = write_submission(out, ego2exo, exo2ego, whole, fill)
     print(f'{out}: {made}, {Path(out).stat().st_size / 1e6:.2f} MB', CHALLENGE_RESTS, sep='\n')
 
 # %% ../nbs/20_cli.ipynb #cell043

@@ -10,9 +10,11 @@ __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError'
 
 # %% ../nbs/00_core.ipynb #76f9b323
 import copy, hashlib, json, os, re, signal, sys, threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from multiprocessing import get_context, resource_sharer
 from pathlib import Path
 
@@ -328,15 +330,28 @@ def read_json(
         return content
 
 # %% ../nbs/00_core.ipynb #cell026
+def _pieces(content, dump):
+    "The JSON of something, piece by piece"
+    if not isinstance(content, Iterator):
+        yield dump(content)
+        return
+    lead = '{'
+    for key, value in content:
+        yield f'{lead}{dump(key)}:'
+        yield from _pieces(value, dump)
+        lead = ','
+    yield '}' if lead == ',' else '{}'
+
+
 def write_json(
     path: str | Path,  # Where to
-    content,  # What `json` can write
+    content,  # What `json` can write; an iterator of (key, value) is an object whose values are written as they come
     indent: int = None,  # Spaces of indentation; `None` for one compact line
 ):
     "Write JSON atomically"
-    text = json.dumps(content, indent=indent, separators=None if indent else (',', ':'), ensure_ascii=False)
-    with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding='utf-8')
+    dump = partial(json.dumps, indent=indent, separators=None if indent else (',', ':'), ensure_ascii=False)
+    with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
+        out.writelines(_pieces(content, dump))
 
 # %% ../nbs/00_core.ipynb #8bc489b3
 def read_tensors(

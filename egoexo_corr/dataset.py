@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFERENCE_NAMES', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'load_frame', 'frame_digest',
            'TakeAnnotation', 'FrameAnnotation', 'Annotations', 'annotation_digest', 'what_changed', 'note_path',
-           'write_note', 'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'RootSummary',
-           'describe_root']
+           'write_note', 'read_note', 'is_note', 'pair_rles', 'PairDataset', 'ground_truth', 'write_ground_truth',
+           'RootSummary', 'describe_root']
 
 # %% ../nbs/05_dataset.ipynb #70ae329d
 import html, io, json, shutil, sqlite3
@@ -141,6 +141,34 @@ def _write_pairs(path: Path, parts) -> dict:  # take → pairs
     return takes
 
 
+def _table_path(path: Path) -> Path:
+    return path.parent / 'made_from' / path.with_suffix('.parquet').name
+
+
+def _write_table(path: Path, table: pd.DataFrame, way: Direction, digest: str):
+    "What `read_pair_table` gives of a pair file with this SHA-256, to be read instead"
+    import pyarrow as pa, pyarrow.parquet as pq
+
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    of = {'egoexo_corr.direction': str(way), 'egoexo_corr.sha256': digest}
+    with atomic_path(path) as tmp:
+        pq.write_table(content.replace_schema_metadata((content.schema.metadata or {}) | of), tmp)
+
+
+def _kept_table(path: Path, way: Direction, digest: str) -> pd.DataFrame | None:
+    "The table that is kept of a pair file with this SHA-256; `None` where there is none"
+    import pyarrow as pa, pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(_table_path(path), memory_map=True, page_checksum_verification=True)
+        of = file.metadata.metadata
+        if (of[b'egoexo_corr.direction'], of[b'egoexo_corr.sha256']) != (str(way).encode(), digest.encode()):
+            return None
+        return file.read(use_threads=False).to_pandas()
+    except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+        return None
+
+
 def _write_pair_file(root: Path, split: str, way: Direction, parts) -> tuple[str, int]:  # Name; pairs
     "A pair file under its names, and beside it what its takes' annotations were"
     folder, key = root / 'dataset_jsons', way.pairs_key
@@ -151,8 +179,10 @@ def _write_pair_file(root: Path, split: str, way: Direction, parts) -> tuple[str
             shutil.copyfile(folder / names[0], tmp)
     digests = {t: read_record(root, t).get('annotation') for t in takes}
     record = {'split': split, **file_fingerprint(folder / names[0]), 'takes': digests}
+    table = read_pair_table(folder / names[0], way)
     for name in names:
         write_json(folder / 'made_from' / name, record, indent=1)
+        _write_table(_table_path(folder / name), table, way, record['sha256'])
     return names[0], takes.total()
 
 # %% ../nbs/05_dataset.ipynb #11504ba1
@@ -213,22 +243,24 @@ def _counts(splits, ratio, count, balanced: bool) -> list:
     return counts
 
 # %% ../nbs/05_dataset.ipynb #f8d0cb43
-def _check_pair_file(path: Path):
-    "`DataError` if a pair file of `write_pairs` no longer fits the takes that it was made from"
-    root = path.parent.parent
+def _pair_record(path: Path) -> dict:
+    "What was noted of a pair file of `write_pairs`; {} for another file, and for one that was changed since"
     try:
         record = read_json(path.parent / 'made_from' / path.name)
-    except FileError:
-        return
-    if not isinstance(record, dict) or not isinstance(record.get('takes'), dict):
-        return
-    if file_fingerprint(path) != {k: record.get(k) for k in ('bytes', 'sha256')}:
-        return
+        right = isinstance(record, dict) and isinstance(record.get('takes'), dict)
+        return record if right and file_fingerprint(path).items() <= record.items() else {}
+    except (FileError, TypeError):
+        return {}
+
+
+def _check_takes(path: Path, record: dict):
+    "`DataError` if a pair file no longer fits the takes that it was made from"
+    root = path.parent.parent
     try:
         listed = read_splits(root / 'processed' / 'split.json').get(record.get('split'), [])
     except FileError:
         return
-    for take, digest in record['takes'].items():
+    for take, digest in record.get('takes', {}).items():
         if take not in listed:
             why = f"is no longer in the split {record['split']}"
         elif read_record(root, take).get('annotation') != digest:
@@ -248,8 +280,11 @@ def read_pairs(
         direction = next((d for d in Direction if d.pairs_key in path.name), None)
         if direction is None:
             raise ArgumentError(f"the name {path.name} does not say 'exoego' or 'egoexo'; give the direction")
-    table = read_pair_table(path, direction)
-    _check_pair_file(path)
+    record = _pair_record(path)
+    table = _kept_table(path, Direction(direction), record['sha256']) if record else None
+    if table is None:
+        table = read_pair_table(path, direction)
+    _check_takes(path, record)
     return table
 
 # %% ../nbs/05_dataset.ipynb #cell124
@@ -435,11 +470,11 @@ def _write_index(path: Path, digest: str, a: TakeAnnotation):
         tmp.write_bytes(content)
 
 
-def _ask_index(path: Path, query: str, *values) -> tuple | None:
-    "The first row that answers a query; `FileError` for a file that is none of ours"
+def _ask_index(path: Path, *questions) -> list:  # A row or `None` for each
+    "The first rows that answer questions, (query, value, …) each; `FileError` for a file that is none of ours"
     try:
         with closing(sqlite3.connect(f'{path.absolute().as_uri()}?immutable=1', uri=True)) as db:
-            return db.execute(query, values).fetchone()
+            return [db.execute(query, values).fetchone() for query, *values in questions]
     except sqlite3.Error as e:
         raise FileError(f'is damaged, or no index of a take ({e}); delete it', file=path) from None
 
@@ -451,7 +486,9 @@ def is_indexed(self: Annotations, take: str) -> bool:
         path, annotation = _index_path(self.root, take), inside(self.root / 'processed', take, 'annotation.json')
         there = path.is_file() and annotation.is_file()
         try:
-            self.indexed[take] = there and _ask_index(path, 'select sha256 from annotation') == (sha256(annotation),)
+            self.indexed[take] = there and _ask_index(path, ('select sha256 from annotation',)) == [
+                (sha256(annotation),)
+            ]
         except FileError:
             self.indexed[take] = False
     return self.indexed[take]
@@ -487,12 +524,28 @@ def is_known(self: Annotations, take: str, name: str, camera: str, frame: int) -
 
 
 @patch
+def frames(
+    self: Annotations,
+    take: str,  # Uid
+    where,  # (camera, frame) of some frames
+) -> list[FrameAnnotation]:
+    "What is annotated in frames of a take"
+    if not self.is_indexed(take):
+        return [self._parsed_frame(take, *place) for place in where]
+    path, query = _index_path(self.root, take), 'select content from frames where camera=? and frame=?'
+    *found, empty = _ask_index(path, *((query, c, str(f)) for c, f in where), ('select empty from annotation',))
+    return [FrameAnnotation(*json.loads((row or empty)[0])) for row in found]
+
+
+@patch
 def frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
     "What is annotated in a frame"
-    if self.is_indexed(take):
-        path = self.root / 'processed' / take / 'frames.sqlite'
-        found = _ask_index(path, 'select content from frames where camera=? and frame=?', camera, str(frame))
-        return FrameAnnotation(*json.loads((found or _ask_index(path, 'select empty from annotation'))[0]))
+    return self.frames(take, [(camera, frame)])[0]
+
+
+@patch
+def _parsed_frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
+    "The same, out of the take's whole annotation"
     masks = {name: self.rle(take, name, camera, frame) for name in self[take].masks}
     annotated = self[take].annotated
     looked_for = (
@@ -662,20 +715,34 @@ def _take_truth(annotations: Annotations, take: str, pairs: pd.DataFrame) -> dic
     return {'masks': masks, 'annotated_frames': {o: {c: sorted(f) for c, f in cs.items()} for o, cs in frames.items()}}
 
 # %% ../nbs/05_dataset.ipynb #cell154
+def _truths(root: str | Path, pairs, direction: str):
+    "Takes and their ground truth, one after the other"
+    if isinstance(pairs, str):
+        pairs = read_pairs(pairs_path(root, pairs, direction), direction)
+    annotations = Annotations(root, keep=1)
+    for take, its_pairs in pairs.groupby('take', sort=False):
+        its_truth = _take_truth(annotations, take, its_pairs)
+        if its_truth['masks']:
+            yield take, its_truth
+
+
 def ground_truth(
     root: str | Path,  # A root
     pairs,  # Pairs (`read_pairs`), or the name of a split whose pair file is read
     direction: str = 'exo2ego',  # 'exo2ego' or 'ego2exo'
 ) -> dict:  # {'annotations': {take: {'masks', 'annotated_frames'}}}
     "The evaluator's ground truth for these pairs, in the release's resolution"
-    if isinstance(pairs, str):
-        pairs = read_pairs(pairs_path(root, pairs, direction), direction)
-    annotations, truth = Annotations(root), {}
-    for take, its_pairs in pairs.groupby('take', sort=False):
-        its_truth = _take_truth(annotations, take, its_pairs)
-        if its_truth['masks']:
-            truth[take] = its_truth
-    return {'annotations': truth}
+    return {'annotations': dict(_truths(root, pairs, direction))}
+
+
+def write_ground_truth(
+    path: str | Path,  # The file to make
+    root: str | Path,  # As in `ground_truth`
+    pairs,
+    direction: str = 'exo2ego',
+):
+    "Write what `ground_truth` gives, with no more than a take in memory"
+    write_json(path, iter([('annotations', _truths(root, pairs, direction))]))
 
 # %% ../nbs/05_dataset.ipynb #cell162
 def _visible_in_words(share: float) -> str:

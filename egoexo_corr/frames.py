@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastcore.basics import noop, patch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -49,6 +49,7 @@ from .backbones import Backbone
 from egoexo_corr.features import (
     Extraction,
     FeatureStore,
+    Place,
     fingerprint,
     frame_sizes,
     is_present,
@@ -90,15 +91,15 @@ def _write_descriptors(store: FeatureStore, kind: str, take: str, camera: str, n
 
 def _notes(store: FeatureStore, kind: str, take: str, camera: str) -> dict:
     "What is noted of a camera's descriptors, by frame: their masks, names, and the file that the masks are in"
-    there = store.open_file(kind, take, camera)[1] if is_present(store, kind, take, camera) else {}
+    there = store.about(kind, take, camera) if is_present(store, kind, take, camera) else {}
     noted = {k: there.get(k) for k in ('masks', 'names', 'source')}
     return {k: dict(v) if isinstance(v, dict) else {} for k, v in noted.items()}
 
 
 def _is_noted(store: FeatureStore, kind: str, take: str, camera: str, frames, source: str) -> bool:
     "Whether it is noted that frames' descriptors are of a file with this digest, and of the maps that are there"
-    noted = _notes(store, kind, take, camera)['source']
     of, now = store.made_from(kind, take, camera), store.made_from('maps', take, camera)
+    noted = _notes(store, kind, take, camera)['source']
     return all(noted.get(f) == source and of.get(f) == now.get(f) for f in map(str, frames))
 
 # %% ../nbs/12_frames.ipynb #71392527
@@ -207,8 +208,10 @@ def keep(
 
 @patch
 def full_map(self: StoredFeatures, take: str, camera: str, frame: int) -> Tensor:  # float16 [C, h, w]
-    "A frame's map"
-    return self.store.read('maps', take, camera, frame).permute(2, 0, 1)
+    "A frame's map, which knows its `Place`"
+    full = self.store.read('maps', take, camera, frame).permute(2, 0, 1)
+    full.place = self.store.place('maps', take, camera, frame)
+    return full
 
 # %% ../nbs/12_frames.ipynb #2a7eb60e
 @patch
@@ -217,8 +220,7 @@ def descriptors(
 ) -> Tensor:  # float32 [N, 2C]
     "Those that were kept of a frame's masks, name → RLE, and boxes; `DataError` if they are of others"
     kept = self.store.read(kind, take, camera, frame).float()
-    of_these = fingerprint(masks.values(), boxes)
-    if self.store.open_file(kind, take, camera)[1]['masks'][str(frame)] == of_these:
+    if self.store.noted('masks', kind, take, camera, frame) == fingerprint(masks.values(), boxes):
         return kept
     raise DataError(
         'these descriptors are of other masks than there are now; start again to have them made anew',
@@ -305,6 +307,17 @@ class View(NamedTuple):
     descriptors: Tensor | None  # float32 [P, 2C]; in the destination [P+V, 2C], the visible ground truths last
     places: np.ndarray  # float64 [P, 2], centroids of the proposals, row and column in image heights
 
+    def __reduce__(self):
+        "What a process that reads ahead hands on: of a map that lies in a file, where"
+        place = getattr(self.map, 'place', None) if get_worker_info() else None
+        return _view, (place, *(self._replace(map=None) if place else self))
+
+
+def _view(place: Place | None, *parts) -> View:
+    "A view, and its map from where it lies"
+    view = View(*parts)
+    return view._replace(map=place.tensor().permute(2, 0, 1)) if place else view
+
 
 class Objects(NamedTuple):
     "The objects that are looked for, a row each"
@@ -381,6 +394,7 @@ class Overlaps(NamedTuple):
     neighbours: np.ndarray  # bool [P, P], `masks.adjacency`
     object_places: np.ndarray  # float64 [N, 2], centroids of the objects, row and column in image heights
     places: np.ndarray  # float64 [P, 2], and of the proposals
+    proposals: list  # P RLEs
 
 
 def _places(rles) -> np.ndarray:  # float64 [N, 2]
@@ -399,25 +413,25 @@ def measure_overlaps(
     if objects and proposals:
         truths = [rle_resize(o, found.size) for o in objects]
         iou, boxes = rle_iou(truths, proposals), box_iou(rle_boxes(truths), found.boxes)
-    return Overlaps(iou, boxes, adjacency(proposals, order), _places(objects), _places(proposals))
+    return Overlaps(iou, boxes, adjacency(proposals, order), _places(objects), _places(proposals), proposals)
 
 # %% ../nbs/12_frames.ipynb #fc30d5f0
 def _packed(overlaps: Overlaps) -> Tensor:  # uint8 [n]
     "Overlaps as a safetensors file of their own, to be an entry of a store's file"
     from safetensors.numpy import save
 
-    return torch.frombuffer(
-        bytearray(save({k: np.ascontiguousarray(v) for k, v in overlaps._asdict().items()})), dtype=torch.uint8
-    )
+    *arrays, proposals = overlaps
+    text = np.frombuffer(json.dumps([(r['size'], r['counts']) for r in proposals]).encode(), np.uint8)
+    content = dict(zip(Overlaps._fields, map(np.ascontiguousarray, [*arrays, text])))
+    return torch.frombuffer(bytearray(save(content)), dtype=torch.uint8)
 
 
-@patch
-def _overlap_prints(
-    self: StoredFeatures, of: tuple, take: str, camera: str, frames=None
-) -> dict:  # frame (text) → fingerprints
-    "Of which masks the descriptors are that overlaps go with; of all frames by default"
-    files = [self.store.open_file(kind, take, camera)[1]['masks'] for kind in ('truth', of[0]) if kind]
-    return {f: [prints[f] for prints in files] for f in frames or files[0] if all(f in prints for prints in files)}
+def _unpacked(entry: Tensor) -> Overlaps:
+    from safetensors.numpy import load
+
+    content = load(entry.numpy().tobytes())
+    rles = json.loads(content.pop('proposals').tobytes())
+    return Overlaps(**content, proposals=[{'size': size, 'counts': counts} for size, counts in rles])
 
 
 def _overlaps_kind(of: tuple) -> str:
@@ -426,12 +440,14 @@ def _overlaps_kind(of: tuple) -> str:
 
 
 @patch
-def _kept_overlaps(
-    self: StoredFeatures, of: tuple, take: str, camera: str
-) -> tuple:  # The file, and frame (text) → fingerprints
-    file, about, frames = self.store.open_file(_overlaps_kind(of), take, camera)
-    prints = about.get('overlaps')
-    return file, prints if isinstance(prints, dict) and prints.keys() == frames else {}
+def _kept_overlaps(self: StoredFeatures, of: tuple, take: str, camera: str) -> dict:  # frame (text) → fingerprints
+    "Of which masks the overlaps are that there are; none of a file that cannot be used"
+    kind = _overlaps_kind(of)
+    try:
+        kept, there = self.store.about(kind, take, camera).get('masks'), self.store.frames(kind, take, camera)
+    except EgoExoError:
+        return {}
+    return kept if isinstance(kept, dict) and kept.keys() == {*map(str, there)} else {}
 
 # %% ../nbs/12_frames.ipynb #33d1364f
 @patch
@@ -439,10 +455,9 @@ def _write_overlaps(self: StoredFeatures, of: tuple, take: str, camera: str, ent
     "Write a camera's overlaps: frame (text) → packed, and frame → fingerprints of the masks that they are of"
     from safetensors.torch import save
 
-    kind, about = _overlaps_kind(of), dict(made_with=self.store.made_with, overlaps=prints)
-    with atomic_path(self.store.path(kind, take, camera)) as tmp:
+    about = dict(made_with=self.store.made_with, masks=prints)
+    with atomic_path(self.store.path(_overlaps_kind(of), take, camera)) as tmp:
         tmp.write_bytes(save(entries, {'egoexo_corr': json.dumps(about, sort_keys=True)}))
-    self.store._files.pop((kind, take, camera), None)
 
 # %% ../nbs/12_frames.ipynb #9e992758
 @patch
@@ -456,17 +471,16 @@ def keep_overlaps(
 ) -> bool:  # Whether any were lacking
     "Keep the overlaps of those of the frames that have descriptors"
     with folder_lock(self.store.folder, wait=True):
-        prints = self._overlap_prints(of, take, camera)
-        try:
-            file, kept = self._kept_overlaps(of, take, camera)
-        except EgoExoError:
-            file, kept = None, {}
+        files = [self.store.about(kind, take, camera)['masks'] for kind in ('truth', of[0]) if kind]
+        prints = {f: ' '.join(masks[f] for masks in files) for f in files[0] if all(f in masks for masks in files)}
+        kept = self._kept_overlaps(of, take, camera)
         wanted = {*map(str, frames)} & prints.keys()
         if all(kept.get(f) == prints[f] for f in wanted):
             return False
         there = {f for f in kept if kept[f] == prints.get(f)}
         order = sorted(there | wanted, key=int)
-        entries = {f: file.get_tensor(f) if f in there else _packed(measure(int(f))) for f in order}
+        old = partial(self.store.place, _overlaps_kind(of), take, camera)
+        entries = {f: old(int(f)).tensor() if f in there else _packed(measure(int(f))) for f in order}
         self._write_overlaps(of, take, camera, entries, {f: prints[f] for f in order})
         return True
 
@@ -475,20 +489,17 @@ def keep_overlaps(
 def overlaps(self: StoredFeatures, of: tuple, take: str, camera: str, frame: int) -> Overlaps:
     "Those that were kept; `DataError` if they are not of the masks that the descriptors are of"
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
-    file, kept = self._kept_overlaps(of, take, camera)
+    kind, where = _overlaps_kind(of), (take, camera, frame)
+    now = ' '.join(self.store.noted('masks', k, *where) for k in ('truth', of[0]) if k)
+    place = dict(file=self.store.path(kind, take, camera), frame=frame)
+    if self.store.noted('masks', kind, *where) != now:
+        problem = 'these overlaps are of other masks than there are now; start again to have them measured anew'
+        raise DataError(problem, **place)
     try:
-        if kept.get(str(frame), 0) != self._overlap_prints(of, take, camera, [str(frame)]).get(str(frame)):
-            raise DataError(
-                'these overlaps are of other masks than there are now; start again to have them measured anew'
-            )
-        return Overlaps(**load(file.get_tensor(str(frame)).numpy().tobytes()))
-    except (SafetensorError, TypeError, ValueError):
-        problem = FileError('is damaged; delete it and start again')
-    except DataError as e:
-        problem = e
-    raise problem.at(file=self.store.path(_overlaps_kind(of), take, camera), frame=frame)
+        return _unpacked(self.store.place(kind, *where).tensor())
+    except (SafetensorError, LookupError, TypeError, ValueError):
+        raise FileError('is damaged; delete it and start again', **place) from None
 
 
 @patch
@@ -508,6 +519,7 @@ class FrameMasks:
     ):
         self.root, self.features, self.proposals, self.order = Path(root), features, proposals, order
         self.kind, self.annotations = proposals and f'proposals-{proposals_name(proposals)}', Annotations(root)
+        self.sources = {}  # (take, camera) → digest of the file of the proposals whose descriptors are kept
         self._remember()
 
     def _remember(self):
@@ -576,6 +588,21 @@ def overlaps(self: FrameMasks, take: str, camera: str, frame: int, proposed: boo
 
 # %% ../nbs/12_frames.ipynb #146a3bb5
 @patch
+def _keep_overlaps(self: FrameMasks, take: str, camera: str, frames, proposed: bool) -> bool:
+    measure = partial(FrameMasks.measured, self, take, camera, proposed=proposed)
+    return bool(self.features.keep_overlaps(self._overlaps_of(proposed), take, camera, frames, measure))
+
+
+@patch
+def _keep_proposed(self: FrameMasks, take: str, camera: str, frames) -> bool:
+    "Have what depends on proposals kept, and remember of which file they are"
+    digest = None if callable(self.proposals) else self.proposals.digest(take, camera) or None
+    self.sources[take, camera] = None if self.features.live else digest
+    new = bool(self.features.keep(self.kind, take, camera, frames, self._proposed, digest))
+    return self._keep_overlaps(take, camera, frames, True) or new
+
+
+@patch
 def keep_camera(
     self: FrameMasks,
     take: str,
@@ -587,10 +614,8 @@ def keep_camera(
     digest = self.annotation_digest(take) or None
     new = bool(self.features.keep('truth', take, camera, frames, self._annotated, digest))
     if proposed:
-        digest = None if callable(self.proposals) else self.proposals.digest(take, camera) or None
-        new |= bool(self.features.keep(self.kind, take, camera, frames, self._proposed, digest))
-    measure = partial(FrameMasks.measured, self, take, camera, proposed=proposed)
-    return bool(self.features.keep_overlaps(self._overlaps_of(proposed), take, camera, frames, measure) or new)
+        return self._keep_proposed(take, camera, frames) or new
+    return self._keep_overlaps(take, camera, frames, False) or new
 
 # %% ../nbs/12_frames.ipynb #369fa5f9
 def describe_all(
@@ -609,7 +634,7 @@ def describe_all(
         try:
             there = set(frames) & set(proposals.frames(take, camera)) if (take, camera) in cameras else ()
             new = masks.keep_camera(take, camera, frames, proposed=False)
-            new |= bool(there) and masks.keep_camera(take, camera, there, proposed=True)
+            new |= bool(there) and masks._keep_proposed(take, camera, there)
         except EgoExoError as e:
             run.report(e.at(take=take, camera=camera))
         else:
@@ -762,11 +787,20 @@ def _drop(self: FramePairs, problems, strict: bool):
 
 # %% ../nbs/12_frames.ipynb #7a5b5937
 @patch
-def _view(self: FramePairs, take: str, camera: str, frame: int, proposed: bool) -> View:
-    "A camera's frame, with its proposals if they are wanted; yet without their places"
-    found = self.propose(take, camera, frame) if proposed else None
-    descriptors = self.features.descriptors(self.kind, take, camera, frame, *_named(found)) if proposed else None
-    return View(camera, self.features.map(take, camera, frame), found.rles if proposed else [], descriptors, None)
+def _candidates(self: FramePairs, take: str, camera: str, frame: int) -> Tensor:  # float32 [P, 2C]
+    "Descriptors of a frame's proposals; these are read only where descriptors are not of the file that there was"
+    source = self.sources.get((take, camera))
+    where = take, camera, frame
+    if source and self.features.store.noted('source', self.kind, *where) == source:
+        return self.features.store.read(self.kind, *where).float()
+    return self.features.descriptors(self.kind, *where, *_named(self.propose(*where)))
+
+
+@patch
+def _view(self: FramePairs, take: str, camera: str, frame: int, of: Overlaps, proposed: bool) -> View:
+    "A camera's frame, with its proposals if they are wanted"
+    descriptors = self._candidates(take, camera, frame) if proposed else None
+    return View(camera, self.features.map(take, camera, frame), of.proposals, descriptors, of.places)
 
 # %% ../nbs/12_frames.ipynb #8dd94914
 def _aligned(
@@ -780,36 +814,28 @@ def _aligned(
     visible, found = truth >= 0, [all_seen.index(o) for o in names if o in seen]
     iou, boxes = np.zeros((2, len(names), P))
     iou[visible], boxes[visible] = of_dest.iou[found], of_dest.box_iou[found]
-    return Objects(
-        rows,
-        descriptors[asked],
-        of_source.object_places[asked],
-        truth,
-        np.array(known),
-        iou,
-        boxes,
-        of_source.iou[asked],
-    )
+    places, rival_iou = of_source.object_places[asked], of_source.iou[asked]
+    return Objects(rows, descriptors[asked], places, truth, np.array(known), iou, boxes, rival_iou)
 
 # %% ../nbs/12_frames.ipynb #04c0f040
 @patch
 def __getitem__(self: FramePairs, i: int) -> FramePair:
     "Frame pair i"
     (take, *cameras, frame), names = self.keys[i], self.names(i)
-    here, there = (self.annotations.frame(take, c, frame) for c in cameras)
+    here, there = self.annotations.frames(take, [(c, frame) for c in cameras])
     if lost := set(names) - set(here.masks):
         raise DataError(
             'a pair has no mask in the source view', take=take, object=min(lost), camera=cameras[0], frame=frame
         )
-    source, dest = (self._view(take, c, frame, p) for c, p in zip(cameras, (self.rivals, True)))
+    of_source, of_dest = ofs = [self.overlaps(take, c, frame, p) for c, p in zip(cameras, (self.rivals, True))]
+    source, dest = (self._view(take, c, frame, of, p) for c, of, p in zip(cameras, ofs, (self.rivals, True)))
     known, truths = (
         self.features.descriptors('truth', take, c, frame, a.masks) for c, a in zip(cameras, (here, there))
     )
-    of_source, of_dest = (self.overlaps(take, c, frame, p) for c, p in zip(cameras, (self.rivals, True)))
     objects = _aligned(self.rows[i], names, here.masks, there, known, of_source, of_dest)
     seen = [k for k, o in enumerate(there.masks) if o in names]
-    dest = dest._replace(descriptors=torch.cat([dest.descriptors, truths[seen]]), places=of_dest.places)
-    return FramePair(take, frame, source._replace(places=of_source.places), dest, objects, of_dest.neighbours)
+    dest = dest._replace(descriptors=torch.cat([dest.descriptors, truths[seen]]))
+    return FramePair(take, frame, source, dest, objects, of_dest.neighbours)
 
 # %% ../nbs/12_frames.ipynb #1f8bbf30
 class _Refusable(Dataset):

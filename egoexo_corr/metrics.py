@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'OFFICIAL_SIDE', 'CONFIDENCE_THRESHOLD', 'COLUMNS', 'PART', 'CHALLENGE_RESTS', 'BitWindow', 'compare',
            'official_size', 'read_confidence', 'observations', 'balanced_accuracy', 'summarize', 'Evaluation',
-           'JsonFile', 'open_json', 'evaluate', 'Submission', 'submission']
+           'JsonFile', 'open_json', 'evaluate', 'Submission', 'submission', 'write_submission']
 
 # %% ../nbs/02_metrics.ipynb #cell004
 import json, math
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +30,7 @@ from egoexo_corr.core import (
     is_frame,
     read_json,
     view_of,
+    write_json,
 )
 from .masks import Runs, resize_runs, rle_encode, rle_from_runs, rle_runs, runs_extent
 
@@ -64,15 +66,11 @@ class BitWindow:
 
     def pack(self, runs: Runs) -> int:
         "The integer of a mask that lies within the window"
-        toggles = np.zeros(self.columns * self.stride, np.uint8)
+        stops, starts = np.zeros((2, self.columns * self.stride + 1), np.uint8)
         place = (runs.column - self.x0) * self.stride - self.y0
-        toggles[place + runs.top] = 1
-        toggles[place + runs.bottom] ^= 1
-        m, step = _bits(toggles), 1
-        while step < toggles.size:
-            m ^= m << step
-            step *= 2
-        return m & _grid(self.columns, self.rows, self.stride)
+        stops[place + runs.bottom] = 1
+        starts[place + runs.top] = 1
+        return _bits(stops) - _bits(starts)
 
 # %% ../nbs/02_metrics.ipynb #495c1c1c
 @patch
@@ -496,16 +494,6 @@ class _Takes:
         return {take: self.passed.pop(take)}
 
 # %% ../nbs/02_metrics.ipynb #cell041
-def _sources(gt, pred, direction: Direction) -> tuple[JsonFile, JsonFile]:
-    "The takes of ground truth and of predictions, which know each other's names"
-    truth, answers = _content(gt, ['annotations']), _content(pred, [direction.results_key, 'results'])
-    with _placed(file=truth.file):
-        known = {t: _field(a, 'masks', dict, f'take {t} of the ground truth') for t, a in truth.content.items()}
-    with _placed(file=answers.file):
-        _check_names(answers.content, known)
-    return truth, answers
-
-
 def _count_answers(results: dict) -> int:
     "Answers in a file, whatever they are about"
     objects = [cameras for take in results.values() for cameras in take['masks'].values() if isinstance(cameras, dict)]
@@ -527,6 +515,19 @@ def _score_take(truth, answers, direction: Direction, protocol: str, resize: boo
         rows.append((*pair, int(frame), *row))
     return rows, unanswered
 
+
+def _take_by_take(truth: _Takes, answers: _Takes):
+    "Yields take, its truth and its answers ({take: content}), whose names fit; answers without truth are refused"
+    for take, asked in truth:
+        with _placed(file=truth.file):
+            known = {take: _field(asked, 'masks', dict, f'take {take} of the ground truth')}
+        given = answers.pop(take)
+        with _placed(file=answers.file):
+            _check_names(given, known)
+        yield take, asked, given
+    with _placed(file=answers.file):
+        _check_names(answers.passed | dict(answers), {})
+
 # %% ../nbs/02_metrics.ipynb #24417182
 PART = 2**14  # Rows that are held as tuples, which are larger than a table's
 
@@ -537,12 +538,7 @@ def _score(truth: _Takes, answers: _Takes, *how, partial: bool) -> tuple[list, l
 
     tables, rows, unanswered, unasked = [], [], [], 0
     with tqdm(unit='pair', disable=None, leave=False) as bar:
-        for take, asked in truth:
-            with _placed(file=truth.file):
-                known = {take: _field(asked, 'masks', dict, f'take {take} of the ground truth')}
-            given = answers.pop(take)
-            with _placed(file=answers.file):
-                _check_names(given, known)
+        for take, asked, given in _take_by_take(truth, answers):
             scored, without = _score_take(
                 JsonFile({take: asked}, truth.file), JsonFile(given, answers.file), *how, partial
             )
@@ -553,8 +549,6 @@ def _score(truth: _Takes, answers: _Takes, *how, partial: bool) -> tuple[list, l
             if len(rows) >= PART:
                 tables.append(pd.DataFrame(rows, columns=COLUMNS))
                 rows.clear()
-        with _placed(file=answers.file):
-            _check_names(answers.passed | dict(answers), {})
     return tables + [pd.DataFrame(rows, columns=COLUMNS)] if rows else tables, unanswered, unasked
 
 # %% ../nbs/02_metrics.ipynb #4372eb0c
@@ -628,7 +622,7 @@ def _absent(size: tuple[int, int]) -> dict:
 
 # %% ../nbs/02_metrics.ipynb #cell059
 def _official_take(take: str, content: dict, results: dict, direction: Direction, counts: dict) -> dict:
-    "A take's answers as the challenge takes them; `counts` counts them, and keeps scored pairs that have none"
+    "A take's answers as the challenge takes them; `counts` counts them, and keeps the first scored pair without one"
     with _placed(take=take):
         sizes, masks = _official_sizes(content), {obj: {} for obj in content['masks']}
     for obj, source, dest, frame, scored in _asked(content, direction):
@@ -649,7 +643,8 @@ def _official_take(take: str, content: dict, results: dict, direction: Direction
             entries[frame] = _absent(sizes[dest])
             counts['absent'] += 1
             if scored:
-                counts['missing'].append(place)
+                counts['missing'] += 1
+                counts.setdefault('first', place)
     frames = {int(f) for cameras in content['masks'].values() for of_camera in cameras.values() for f in of_camera}
     return {'masks': masks, 'subsample_idx': content.get('subsample_idx') or sorted(frames)}
 
@@ -657,7 +652,7 @@ def _official_take(take: str, content: dict, results: dict, direction: Direction
 class Submission(NamedTuple):
     "Both directions as the challenge takes them"
 
-    content: dict  # {'ego-exo': {version, challenge, results}, 'exo-ego': …}
+    content: dict | None  # {'ego-exo': {version, challenge, results}, 'exo-ego': …}; `None` if it was written to a file
     given: int  # Answers of the files
     absent: int  # Filled in: an empty mask, confidence 0
     unasked: int  # Answers that nobody asks for, left out
@@ -667,12 +662,32 @@ class Submission(NamedTuple):
         return f'{self.given:,} answers, {filled}, {self.unasked:,} that nobody asks for left out'
 
 # %% ../nbs/02_metrics.ipynb #12e5984e
-def _unanswered(missing: list[dict], file) -> DataError:
-    "What to say of predictions that leave scored pairs out"
-    words = f'{len(missing):,} scored pairs have no answer, this one first: answer them, '
-    return DataError(words + 'or fill=True (--fill) calls them absent', file=file, **missing[0])
+def _official_takes(truth, pred, direction: Direction, fill: bool, counts: dict):
+    "Take after take, a direction's answers as the challenge takes them; `counts` counts over both directions"
+    truth, answers = _Takes(truth, ['annotations']), _Takes(pred, [direction.results_key, 'results'])
+    for take, asked, given in _take_by_take(truth, answers):
+        with _placed(file=truth.file, take=take):
+            _check_take(asked)
+        with _placed(file=answers.file):
+            done = _official_take(take, asked, given, direction, counts)
+        counts['answers'] += _count_answers(given)
+        yield take, done
+    if counts['missing'] and not fill:
+        words = f'{counts["missing"]:,} scored pairs have no answer, this one first: answer them, '
+        raise DataError(words + 'or fill=True (--fill) calls them absent', file=answers.file, **counts['first'])
+
+
+def _both_ways(ego2exo, exo2ego, truth, fill: bool, counts: dict):
+    "Yields the keys of both directions, and under each version, challenge and results as they come"
+    for d, pred in ((Direction.ego2exo, ego2exo), (Direction.exo2ego, exo2ego)):
+        results = _official_takes(truth, pred, d, fill, counts)
+        yield d.results_key, iter([('version', 'xx'), ('challenge', 'xx'), ('results', results)])
 
 # %% ../nbs/02_metrics.ipynb #7faf8ce2
+def _counted(content, counts: dict) -> Submission:
+    return Submission(content, counts['given'], counts['absent'], counts['answers'] - counts['given'])
+
+
 def submission(
     ego2exo: str | Path | dict,  # Predictions in ego2exo: a file or its parsed JSON
     exo2ego: str | Path | dict,  # Predictions in exo2ego
@@ -680,17 +695,20 @@ def submission(
     fill: bool = False,  # Call scored pairs without an answer absent
 ) -> Submission:
     "Both directions by the challenge's rules; malformed predictions are refused as in `evaluate`"
-    truth, content, counts = open_json(truth), {}, dict(given=0, absent=0, missing=[])
-    unasked = 0
-    for d, pred in ((Direction.ego2exo, ego2exo), (Direction.exo2ego, exo2ego)):
-        (takes, _), (results, file) = _sources(truth, pred, d)
-        for take, asked in takes.items():
-            with _placed(file=truth.file, take=take):
-                _check_take(asked)
-        with _placed(file=file):
-            done = {t: _official_take(t, takes[t], results, d, counts) for t in takes}
-        content[d.results_key] = {'version': 'xx', 'challenge': 'xx', 'results': done}
-        unasked += _count_answers(results)
-        if counts['missing'] and not fill:
-            raise _unanswered(counts['missing'], file)
-    return Submission(content, counts['given'], counts['absent'], unasked - counts['given'])
+    counts = Counter()
+    ways = _both_ways(ego2exo, exo2ego, truth, fill, counts)
+    content = {key: {name: dict(v) if name == 'results' else v for name, v in way} for key, way in ways}
+    return _counted(content, counts)
+
+
+def write_submission(
+    path: str | Path,  # The file to make
+    ego2exo: str | Path | dict,  # As in `submission`
+    exo2ego: str | Path | dict,
+    truth: str | Path | dict,
+    fill: bool = False,
+) -> Submission:  # Without `content`
+    "Write what `submission` gives; of files, no more than a take is in memory"
+    counts = Counter()
+    write_json(path, _both_ways(ego2exo, exo2ego, truth, fill, counts))
+    return _counted(None, counts)

@@ -29,16 +29,8 @@ from egoexo_corr.core import (
 )
 from .release import file_fingerprint
 from .images import RULES
-from egoexo_corr.dataset import (
-    annotation_digest,
-    frames_of,
-    is_note,
-    pairs_path,
-    read_note,
-    read_pairs,
-    sample_by_count,
-    what_changed,
-)
+from .dataset import annotation_digest, frames_of, is_note, pairs_path, read_note, read_pairs, what_changed
+from .pairs import places_by_count
 from .omama import OMaMa
 from .frames import FramePairs, proposals_name
 from . import __version__
@@ -132,13 +124,11 @@ def frame_pairs(
 # %% ../nbs/14a_runs.ipynb #cell080
 def training_pairs(root: str | Path, direction: str, settings: Settings) -> pd.DataFrame:
     "The training pairs of a root, or as many of them as the settings say"
-    path = pairs_path(root, 'train', direction)
-    table = read_pairs(path, direction)
+    table = read_pairs(pairs_path(root, 'train', direction), direction)
     if settings.count is None:
         return table
-    pairs = read_json(path)
-    kept = {id(p) for p in sample_by_count(pairs, settings.count, settings.seed, settings.balanced)}
-    return table[[id(p) in kept for p in pairs]]
+    names = list(zip(table['take'], table['object'])) if settings.balanced else None
+    return table.iloc[places_by_count(len(table), settings.count, settings.seed, names)]
 
 # %% ../nbs/14a_runs.ipynb #083506fa
 def _short(content) -> str:  # 16 hexadecimal digits
