@@ -9,7 +9,7 @@ __all__ = ['KERNEL', 'egoexo_mini', 'egoexo_prepare', 'egoexo_import', 'egoexo_p
 
 # %% ../nbs/20_cli.ipynb #cell004
 import asyncio, os, signal, sys, threading, time
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 
 import egoexo_corr
@@ -177,6 +177,26 @@ def _export(root, name, direction, splits, export, coco):
     if coco:
         print(f'{export_coco(root, coco, name)} proposals written to {coco}')
 
+# %% ../nbs/20_cli.ipynb #586fef6b
+def _imported(root, name, direction, splits, strict) -> list:
+    "Take the proposals that the reference's script left, split by split"
+    from egoexo_corr.core import Direction
+    from egoexo_corr.exchange import import_reference
+
+    directions = [direction] if direction else list(Direction)
+    return [import_reference(root, split, d, name, strict) for d in directions for split in splits]
+
+
+def _end_proposals(runs: list, export):
+    "Print what became of the frames and call `export`, in one process of several; exit code 1 if any was left out"
+    from egoexo_corr.core import this_process
+
+    if this_process().is_main_process:
+        print(*runs, sep='\n', flush=True)
+        export()
+    if any(run.problems for run in runs):
+        _stop('not every frame has proposals')
+
 # %% ../nbs/20_cli.ipynb #6fa96a7d
 @call_parse
 @_one_line_errors
@@ -202,25 +222,15 @@ def egoexo_proposals(
     strict: store_true = False,  # Stop at the first problem
 ):
     "Find candidate masks in the destination frames of a root's pairs"
-    from egoexo_corr.core import Direction, this_process
     from egoexo_corr.proposals import GroundTruthProposer, Proposer
-    from egoexo_corr.exchange import import_reference
 
     splits = _listed(splits)
     if reference:
-        runs = [
-            import_reference(root, split, d, name, strict)
-            for d in ([direction] if direction else list(Direction))
-            for split in splits
-        ]
+        runs = _imported(root, name, direction, splits, strict)
     else:
         proposer = GroundTruthProposer(root) if truth else Proposer(weights, imgsz, conf, iou, max_det, batch, device)
         runs = [_proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers)]
-    if this_process().is_main_process:
-        print(*runs, sep='\n', flush=True)
-        _export(root, name, direction, splits, export, coco)
-    if any(run.problems for run in runs):
-        _stop('not every frame has proposals')
+    _end_proposals(runs, partial(_export, root, name, direction, splits, export, coco))
 
 # %% ../nbs/20_cli.ipynb #cell024
 def _described(root, backbone, proposals, direction, splits, strict):
@@ -250,6 +260,22 @@ def _report(what: str, done):
             flush=True,
         )
 
+# %% ../nbs/20_cli.ipynb #8c8affc2
+def _fill(root, model, proposals, direction, splits, batch_size, workers, strict):
+    "Maps, then descriptors, into the feature store, and what became of them; exit code 1 if a frame failed"
+    from egoexo_corr.features import extract
+    from egoexo_corr.core import this_process
+
+    jobs = {
+        'maps': extract(root, model, direction, splits, batch_size, workers, strict),
+        'descriptors': _described(root, model, proposals, direction, splits, strict),
+    }
+    if this_process().is_main_process:
+        for what, done in jobs.items():
+            _report(what, done)
+    if any(done.failed for done in jobs.values()):
+        _stop('not every frame has features')
+
 # %% ../nbs/20_cli.ipynb #a475aada
 @call_parse
 @_one_line_errors
@@ -272,20 +298,9 @@ def egoexo_features(
 ):
     "Fill the feature store of a root with a backbone's maps and the descriptors of annotated masks and proposals"
     from egoexo_corr.backbones import load
-    from egoexo_corr.features import extract
-    from egoexo_corr.core import this_process
 
-    splits = _listed(splits)
     model = load(backbone, weights, patch, dim, scale, device, rule=rule, precision=precision)
-    jobs = {
-        'maps': extract(root, model, direction, splits, batch_size, workers, strict),
-        'descriptors': _described(root, model, proposals, direction, splits, strict),
-    }
-    if this_process().is_main_process:
-        for what, done in jobs.items():
-            _report(what, done)
-    if any(done.failed for done in jobs.values()):
-        _stop('not every frame has features')
+    _fill(root, model, proposals, direction, _listed(splits), batch_size, workers, strict)
 
 # %% ../nbs/20_cli.ipynb #8c827c20
 def _pool(text: str | None):
@@ -305,6 +320,31 @@ def _preset(name: str) -> dict:
     if name not in PRESETS:
         raise ArgumentError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
     return PRESETS[name]
+
+# %% ../nbs/20_cli.ipynb #51b07d2a
+def _settings(preset: str, **given) -> dict:
+    "The settings of a preset, with what is given in their place: not `None`, and no option that is off"
+    return _preset(preset) | {k: v for k, v in given.items() if v is not None and v is not False}
+
+
+def _inputs(root, features: str, rule: str, pool: str | None, proposals: str) -> tuple:
+    "The stored features that a rule asks for, and the proposals"
+    from egoexo_corr.proposals import ProposalStore
+    from egoexo_corr.frames import StoredFeatures
+
+    if rule == 'reference':
+        features = f"{features.removesuffix('-reference')}-reference"
+    return StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals)
+
+
+def _end_training(run):
+    "Print a training's history, in one process of several; exit code 1 if it left pairs out"
+    from egoexo_corr.core import this_process
+
+    if this_process().is_main_process:
+        print(run.history.to_string(index=False, float_format='{:.4g}'.format))
+    if run.left_out:
+        _stop('not every pair could be used for training')
 
 # %% ../nbs/20_cli.ipynb #2eedb820
 @call_parse
@@ -340,37 +380,15 @@ def egoexo_train(
     strict: store_true = False,  # Stop at the first frame that cannot be used; else its pairs are left out
 ):
     "Train a matcher"
-    from egoexo_corr.core import this_process
-    from egoexo_corr.proposals import ProposalStore
-    from egoexo_corr.frames import StoredFeatures
     from egoexo_corr.training import fit
 
-    given = dict(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        candidates=candidates,
-        mutual=mutual,
-        existence=existence,
-        calibrate=calibrate or None,
-        geometry=geometry or None,
-        init=init,
-        rule=rule,
-        grouped=grouped or None,
-        count=count,
-        balanced=balanced or None,
-        seed=seed,
-    )
-    settings = _preset(preset) | {k: v for k, v in given.items() if v is not None}
-    if settings['rule'] == 'reference':
-        features = f"{features.removesuffix('-reference')}-reference"
-    stored, proposed = StoredFeatures(root, features, _pool(pool)), ProposalStore(root, proposals)
+    fed = dict(epochs=epochs, batch_size=batch_size, candidates=candidates, grouped=grouped, rule=rule, seed=seed)
+    drawn = dict(count=count, balanced=balanced)
+    learned = dict(lr=lr, init=init, mutual=mutual, existence=existence, calibrate=calibrate, geometry=geometry)
+    settings = _settings(preset, **fed, **drawn, **learned)
+    inputs = _inputs(root, features, settings['rule'], pool, proposals)
     how = dict(mixed_precision=mixed_precision, device=device, readers=readers, log_with=log_with, strict=strict)
-    run = fit(root, name, stored, proposed, direction, resume, restart, **how, **settings)
-    if this_process().is_main_process:
-        print(run.history.to_string(index=False, float_format='{:.4g}'.format))
-    if run.left_out:
-        _stop('not every pair could be used for training')
+    _end_training(fit(root, name, *inputs, direction, resume, restart, **how, **settings))
 
 # %% ../nbs/20_cli.ipynb #8d1a3dd0
 def _named_run(root, name, folder):
@@ -405,6 +423,41 @@ def _notes(run, proposals):
     elif changed := what_changed(then, proposals.made_with):
         print(f'note: as asked, with other proposals than in training: {changed}')
 
+# %% ../nbs/20_cli.ipynb #ca19a4c5
+def _answers_path(root, trained, name, split: str) -> Path:
+    "Where answers go: into the folder of a training of this root; those of another root's, into this root"
+    place = trained.folder if name else Path(root) / f'predictions_{trained.name}'
+    return place / f'predictions_{split}.json'
+
+
+def _answered(trained, split: str, features, stored, which: str, other: bool, device, out: Path) -> tuple:
+    "What answers are made from; why they are made anew, and they; `None` twice if those in `out` are up to date"
+    from egoexo_corr.prediction import predict
+    from egoexo_corr.runs import why_anew
+    from egoexo_corr.training import prediction_inputs, run_scores
+
+    made_from = prediction_inputs(trained, split, features, stored, which, other)
+    scores, why = run_scores(trained, features, which, device), why_anew(out, made_from)
+    answers = predict(scores, trained.pairs(split, features, stored, other=other)) if why else None
+    return made_from, why, answers
+
+# %% ../nbs/20_cli.ipynb #43822891
+def _write_answers(out: Path, answers: dict | None, made_from: dict):
+    "Write answers, if there are new ones, and what they were made from"
+    from egoexo_corr.dataset import write_note
+
+    if answers is not None:
+        write_json(out, answers)
+        write_note(out, made_from)
+
+
+def _write_truth(gt: str, root, split: str, trained, made_from: dict):
+    "Write the ground truth of the pairs that a training answers, and of which annotations it is"
+    from egoexo_corr.dataset import write_ground_truth, write_note
+
+    write_ground_truth(gt, root, split, trained.config['direction'])
+    write_note(gt, {split: made_from[split]})
+
 # %% ../nbs/20_cli.ipynb #bf351e13
 @call_parse
 @_one_line_errors
@@ -421,29 +474,17 @@ def egoexo_predict(
 ):
     "Answer the pairs of a split with a trained matcher"
     from egoexo_corr.core import this_process
-    from egoexo_corr.dataset import write_ground_truth, write_note
-    from egoexo_corr.prediction import predict
-    from egoexo_corr.runs import why_anew
-    from egoexo_corr.training import prediction_inputs, run_scores
 
     trained = _named_run(root, name, run)
     features, stored = _opened(root, trained, proposals)
-    direction, other = trained.config['direction'], proposals is not None
-    place = trained.folder if name else Path(root) / f'predictions_{trained.name}'
-    out = Path(out or place / f'predictions_{split}.json')
-    made_from = prediction_inputs(trained, split, features, stored, which, other)
-    scores, why = run_scores(trained, features, which, device), why_anew(out, made_from)
-    answers = predict(scores, trained.pairs(split, features, stored, other=other)) if why else None
-    if not this_process().is_main_process:
-        return
-    _notes(trained, stored)
-    if why:
-        write_json(out, answers)
-        write_note(out, made_from)
-    if gt:
-        write_ground_truth(gt, root, split, direction)
-        write_note(gt, {split: made_from[split]})
-    print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
+    out, other = Path(out or _answers_path(root, trained, name, split)), proposals is not None
+    made_from, why, answers = _answered(trained, split, features, stored, which, other, device, out)
+    if this_process().is_main_process:
+        _notes(trained, stored)
+        _write_answers(out, answers, made_from)
+        if gt:
+            _write_truth(gt, root, split, trained, made_from)
+        print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
 
 # %% ../nbs/20_cli.ipynb #051b3546
 def _point(text: str | None):
@@ -452,6 +493,17 @@ def _point(text: str | None):
     if point is not None and len(point) != 2:
         raise ArgumentError(f'a point is x,y in pixels, not {text!r}')
     return point and tuple(point)
+
+
+def _method(run: str | None, backbone: str | None):
+    "How candidates are compared, made on a device when it is called: a training, a backbone's cosine, or what ships"
+    from egoexo_corr.find import by_cosine, by_run, by_shipped
+
+    if run and backbone:
+        raise ArgumentError('a run has its own backbone; give --run or --backbone')
+    if run:
+        return partial(by_run, run)
+    return partial(by_cosine, backbone) if backbone else by_shipped
 
 # %% ../nbs/20_cli.ipynb #75d80808
 @call_parse
@@ -473,14 +525,12 @@ def egoexo_find(
     FastSAM-mini, which ships, was trained on rendered tables: it breaks the things of real photographs into pieces.
     --weights takes FastSAM-s or FastSAM-x, which were trained on photographs; see docs.ultralytics.com.
     """
-    from egoexo_corr.find import Finder, answer_paths, ask, by_cosine, by_run, by_shipped
+    from egoexo_corr.find import Finder, answer_paths, ask
 
-    if run and backbone:
-        raise ArgumentError('a run has its own backbone; give --run or --backbone')
+    method = _method(run, backbone)
     answer_paths(out)
     question = ask(ego, exo, mask, coco, _point(point), direction)
-    method = by_run(run, device) if run else by_cosine(backbone, device) if backbone else by_shipped(device=device)
-    found = Finder(weights, method, device)(question)
+    found = Finder(weights, method(device=device), device)(question)
     print(found, *(f'written: {path}' for path in found.save(out)), sep='\n')
 
 # %% ../nbs/20_cli.ipynb #cell034
@@ -640,10 +690,24 @@ def _follower(notebook, place: list, stops: list):
 
     return on_start
 
-# %% ../nbs/20_cli.ipynb #13f50288
+# %% ../nbs/20_cli.ipynb #bb4851f5
 KERNEL = dict(OMP_WAIT_POLICY='PASSIVE', MALLOC_MMAP_THRESHOLD_=str(2**30), MALLOC_TRIM_THRESHOLD_=str(2**32))
 
 
+def _client(notebook, folder: Path, timeout: int, on_start):
+    "What runs a notebook in a kernel of its own; `on_start` is called with each cell that begins"
+    from nbclient import NotebookClient
+
+    return NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name='python3',
+        on_cell_execute=on_start,
+        resources={'metadata': {'path': str(folder)}},
+        extra_arguments=['--log-level=CRITICAL'],
+    )
+
+# %% ../nbs/20_cli.ipynb #13f50288
 def run_notebook(
     path: Path,  # Notebook to run, in its own folder
     page: Path,  # HTML to write
@@ -652,19 +716,11 @@ def run_notebook(
 ):
     "Run a notebook, print its headings as it gets there, write it as HTML; a failing cell is an `EgoExoError`"
     import nbformat
-    from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from nbconvert import HTMLExporter
 
     notebook, place, stops = nbformat.read(path, 4), [''], []
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        kernel_name='python3',
-        on_cell_execute=_follower(notebook, place, stops),
-        resources={'metadata': {'path': str(path.parent)}},
-        extra_arguments=['--log-level=CRITICAL'],
-    )
+    client = _client(notebook, path.parent, timeout, _follower(notebook, place, stops))
     try:
         client.execute(env=KERNEL | os.environ | (env or {}))
     except DeadKernelError:

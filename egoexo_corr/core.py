@@ -115,7 +115,7 @@ def add(self: JobReport, other: JobReport):
     for name in ('problems', 'notes', *self.counts):
         setattr(self, name, getattr(self, name) + getattr(other, name))
 
-
+# %% ../nbs/00_core.ipynb #dd7541fe
 @patch
 def gather(self: JobReport) -> JobReport:  # Itself
     "Count what all processes of `accelerate launch` did"
@@ -161,20 +161,23 @@ class Direction(str, Enum):
         "'ego' or 'exo': the view that is searched"
         return self.value[4:]
 
-    @property
-    def results_key(self) -> str:
-        "The key in prediction and submission files, e.g. 'exo-ego'"
-        return f'{self.source}-{self.dest}'
+# %% ../nbs/00_core.ipynb #7ac5d24a
+@patch(as_prop=True)
+def results_key(self: Direction) -> str:
+    "The key in prediction and submission files, e.g. 'exo-ego'"
+    return f'{self.source}-{self.dest}'
 
-    @property
-    def pairs_key(self) -> str:
-        "The word in names of pair files, e.g. 'exoego'"
-        return f'{self.source}{self.dest}'
 
-    @property
-    def reverse(self) -> bool:
-        "What the reference implementation calls `--reverse`"
-        return self.source == 'exo'
+@patch(as_prop=True)
+def pairs_key(self: Direction) -> str:
+    "The word in names of pair files, e.g. 'exoego'"
+    return f'{self.source}{self.dest}'
+
+
+@patch(as_prop=True)
+def reverse(self: Direction) -> bool:
+    "What the reference implementation calls `--reverse`"
+    return self.source == 'exo'
 
 # %% ../nbs/00_core.ipynb #cell016
 def view_of(camera: str) -> str:  # 'ego' or 'exo'

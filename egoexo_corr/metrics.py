@@ -320,6 +320,12 @@ def summarize(
     )
 
 # %% ../nbs/02_metrics.ipynb #5f01eb10
+def _about(evaluation) -> dict:
+    "What `Evaluation.save` writes before the observations; NaN is null in JSON"
+    summary = {k: None if v != v else v for k, v in evaluation.summary.items()}
+    return dict(direction=str(evaluation.direction), protocol=evaluation.protocol, summary=summary)
+
+
 def _saved(content: dict) -> tuple[pd.DataFrame, Direction, str]:
     "Observations, direction and protocol of what `Evaluation.save` wrote; `ValueError` for other values than it has"
     obs = pd.DataFrame(content['observations']['data'], columns=content['observations']['columns'])
@@ -345,10 +351,8 @@ class Evaluation:
 
     def save(self, path: str | Path):
         "Write summary and observations as JSON"
-        summary = {k: None if v != v else v for k, v in self.summary.items()}
-        about = dict(direction=str(self.direction), protocol=self.protocol, summary=summary)
         with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
-            out.write(json.dumps(about, separators=(',', ':'))[:-1] + ',"observations":')
+            out.write(json.dumps(_about(self), separators=(',', ':'))[:-1] + ',"observations":')
             self.observations.to_json(out, orient='split', index=False, double_precision=15)
             out.write('}')
 
@@ -483,15 +487,17 @@ class _Takes:
         self.seen.add(take)
         return take, content
 
-    def pop(self, take: str) -> dict:  # {take: content}; {} if there is none
-        "What there is of a take"
-        while take not in self.passed:
-            try:
-                name, content = next(self)
-            except StopIteration:
-                return {}
-            self.passed[name] = content
-        return {take: self.passed.pop(take)}
+# %% ../nbs/02_metrics.ipynb #77867db9
+@patch
+def pop(self: _Takes, take: str) -> dict:  # {take: content}; {} if there is none
+    "What there is of a take"
+    while take not in self.passed:
+        try:
+            name, content = next(self)
+        except StopIteration:
+            return {}
+        self.passed[name] = content
+    return {take: self.passed.pop(take)}
 
 # %% ../nbs/02_metrics.ipynb #cell041
 def _count_answers(results: dict) -> int:

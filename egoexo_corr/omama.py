@@ -138,6 +138,17 @@ def _checked_boxes(boxes, n: int) -> np.ndarray:  # float64 [n, 4]
     return boxes
 
 # %% ../nbs/11a_omama.ipynb #cell032
+WIDTH = 768  # Channels of the matcher
+
+
+def _projection(dim: int) -> nn.Conv2d:
+    "From a backbone's channels to the model's: Xavier-uniform, without bias at first"
+    projection = nn.Conv2d(dim, WIDTH, 1)
+    nn.init.xavier_uniform_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
 def project_descriptors(
     descriptors: Tensor,  # [..., 2C], from `describe`
     weight: Tensor,  # [D, C] or, as a 1×1 convolution has it, [D, C, 1, 1]
@@ -158,6 +169,13 @@ def _normalise(tokens: Tensor, eps: float) -> tuple[Tensor, Tensor]:  # [T], [T]
     tokens -= (mean := tokens.mean(0))
     tokens *= (scale := (tokens * tokens).mean(0).add_(eps).rsqrt_())
     return mean, scale
+
+
+def _normalised(maps: Tensor, positions: Tensor, means: Tensor, scales: Tensor):  # [B, C, T], [C, T], [B, T], [B, T]
+    "Yields each map's normalised tokens [C, T] once more, one after the other in the same memory"
+    x = torch.empty_like(positions)
+    for tokens, mean, scale in zip(maps, means, scales):
+        yield torch.add(tokens, positions, out=x).sub_(mean).mul_(scale)
 
 # %% ../nbs/11a_omama.ipynb #cell042
 class _PoolTokens(torch.autograd.Function):
@@ -182,9 +200,7 @@ class _PoolTokens(torch.autograd.Function):
         per_map, grad_queries = ctx.needs_input_grad[1], torch.empty_like(queries)
         grad_tokens = positions.new_zeros(len(maps) if per_map else 1, *positions.shape)
         with torch.autocast(grad.device.type, enabled=False):
-            x = torch.empty_like(positions)
-            for b in range(len(maps)):
-                torch.add(maps[b], positions, out=x).sub_(means[b]).mul_(scales[b])
+            for b, x in enumerate(_normalised(maps, positions, means, scales)):
                 grad_queries[b] = _pool_backward(
                     queries[b], x, scores[b], grad[b], scales[b], pooled[b], grad_tokens[b if per_map else 0]
                 )
@@ -217,7 +233,7 @@ def pool_tokens(
     return pooled.view(queries.shape).to(queries.dtype)
 
 # %% ../nbs/11a_omama.ipynb #cell050
-WIDTH, HEADS = 768, 4
+HEADS = 4
 
 
 class CrossAttention(nn.Module):
@@ -308,9 +324,7 @@ class OMaMa(
         self.existence_head = _mlp(2 * WIDTH, WIDTH, 256, 128, 2)
         self.nothing = nn.Parameter(torch.tensor([0.45, 1.0]))
         if dim != WIDTH:
-            self.projection = nn.Conv2d(dim, WIDTH, 1)
-            nn.init.xavier_uniform_(self.projection.weight)
-            nn.init.zeros_(self.projection.bias)
+            self.projection = _projection(dim)
 
 # %% ../nbs/11a_omama.ipynb #cell057
 def check_shape(name: str, x, expected, meaning: str):
@@ -344,14 +358,6 @@ def _check(self: OMaMa, source_desc, dest_desc, source_map, dest_map, candidates
             raise ArgumentError(f'candidates must be of type bool, not {candidates.dtype}')
 
 # %% ../nbs/11a_omama.ipynb #cell059
-class Match(NamedTuple):
-    "What the matcher makes of a batch"
-
-    similarity: Tensor  # [B, N], cosines; −∞ for what is no candidate
-    source: Tensor  # [B or 1, 768], embedding of the source object, of length 1
-    dest: Tensor  # [B or 1, N, 768], of each candidate
-
-
 @patch
 def _rows(self: OMaMa, descriptors: Tensor) -> Tensor:  # [..., 1536]
     "Descriptors in the model's type and width"
@@ -383,6 +389,14 @@ def _projected(self: OMaMa, source_desc, dest_desc, source_map, dest_map):
     return source_desc, dest_desc, source_map, dest_map
 
 # %% ../nbs/11a_omama.ipynb #cell060
+class Match(NamedTuple):
+    "What the matcher makes of a batch"
+
+    similarity: Tensor  # [B, N], cosines; −∞ for what is no candidate
+    source: Tensor  # [B or 1, 768], embedding of the source object, of length 1
+    dest: Tensor  # [B or 1, N, 768], of each candidate
+
+
 @patch
 def _embedded(
     self: OMaMa,
@@ -397,7 +411,7 @@ def _embedded(
     ]
     return F.normalize(self.embed(torch.cat([self.attention.finish(torch.cat(pooled)), rows], 1)), dim=-1)
 
-
+# %% ../nbs/11a_omama.ipynb #7cb20624
 @patch
 def match(
     self: OMaMa,

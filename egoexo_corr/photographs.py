@@ -47,9 +47,6 @@ from egoexo_corr.release import (
 )
 
 # %% ../nbs/06_photographs.ipynb #cell168
-UNREADABLE = (OSError, ValueError, SyntaxError, ImportError, OverflowError)
-
-
 def eight_bit(
     values: np.ndarray,  # Grey values: 16 bits, 32 bits or floats
     floats: bool = False,  # Whether values up to 1 run from 0 to 1
@@ -60,6 +57,9 @@ def eight_bit(
         raise ValueError('no brightness')
     scale = 255 if floats and top <= 1 else 1 if top <= 255 else 1 / 257
     return (values.astype(float) * scale).round().astype(np.uint8)
+
+# %% ../nbs/06_photographs.ipynb #719150ca
+UNREADABLE = (OSError, ValueError, SyntaxError, ImportError, OverflowError)
 
 
 def read_photograph(

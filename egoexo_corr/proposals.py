@@ -19,6 +19,8 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+
+# %% ../nbs/08_proposals.ipynb #4563851e
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -35,8 +37,6 @@ from egoexo_corr.core import (
     this_process,
     view_of,
 )
-
-# %% ../nbs/08_proposals.ipynb #4563851e
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_from_runs, rle_resize
 from .relations import SPLITS
 from .release import frame_path, frame_size, same_shape
@@ -759,7 +759,7 @@ def _share_of_process(proposer, shard) -> tuple[int, int]:
         proposer.device = str(state.device)
     return i + n * state.process_index, n * state.num_processes
 
-
+# %% ../nbs/08_proposals.ipynb #0b01aaba
 def propose(
     root: str | Path,  # A root
     frames: pd.DataFrame,  # take, camera, frame (`proposal_frames`)

@@ -32,6 +32,8 @@ from egoexo_corr.core import (
     write_json,
 )
 from .video import encode_frame, frame_times, open_video, picture_stream, read_frames, save_frame
+
+# %% ../nbs/04b_release.ipynb #e5715ce3
 from egoexo_corr.relations import (
     SPLITS,
     Take,
@@ -607,6 +609,15 @@ def _list_takes(takes: list[Take], result: Preparation, everything: list[Take]):
     if result.takes or (result.root / 'takes.json').exists():
         write_lists(result.root, result.takes, everything, gone)
 
+# %% ../nbs/04b_release.ipynb #d9148363
+def _named_takes(release: Path, splits, scenario, uids, result: Preparation) -> tuple[list[Take], list[Take]]:
+    "By their names alone: all sound takes of these splits, and those of them that are asked for"
+    everything = read_release(release, splits, result.report, asked=lambda take: False)
+    try:
+        return everything, select_takes(everything, scenario, uids, result.report)
+    except ArgumentError as e:
+        raise ArgumentError('; '.join(map(str, (e, *result.problems)))) from None
+
 # %% ../nbs/04b_release.ipynb #7a3a6c74
 def without_masks(take: Take) -> Take:
     "A take's names alone"
@@ -651,11 +662,7 @@ def prepare(
     release, result = Path(release), Preparation(root, strict)
     check_split(*splits)
     video_path(release, 'any', 'any', part)
-    everything = read_release(release, splits, result.report, asked=lambda take: False)
-    try:
-        takes = select_takes(everything, scenario, uids, result.report)
-    except ArgumentError as e:
-        raise ArgumentError('; '.join(map(str, (e, *result.problems)))) from None
+    everything, takes = _named_takes(release, splits, scenario, uids, result)
     with _decoding(takes, result, workers) as (pool, bar):
         if download:
             _download_takes(_with_masks(release, takes), result, pool, bar, release, part, keep_videos)

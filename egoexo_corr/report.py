@@ -67,13 +67,10 @@ ARCHIVE_URL = (
     'e2ea0f1a7c743c05943fb7a6f4b1ca7a05b67629/results'
 )
 
-_ARCHIVE = """
+_BASELINES = """
 d63a0916bab355f459048c68e7b31be249f6b5ccdcf6bd3cd68dff8be10fdbb0  casa_gio_baseline/exo2egoGT.json
 40da16eb06d05516ef75c734688e5b915cfb5c769cfd63216f4cfc580c28b012  casa_gio_baseline/exo2ego_predictions_casa_gio.json
 2565a5320d4ccf842997ee949776a283fa14fc5720f8f822ba31aa4c1bde96b9  casa_gio_baseline/results_metrics_run_20251203_201908.json
-d63a0916bab355f459048c68e7b31be249f6b5ccdcf6bd3cd68dff8be10fdbb0  casa_gio_finetuned/exo2egoGT.json
-ff1c970c05dcc735ac1a56d6d920e38d17e5e76d175e6044395761878fbf1f17  casa_gio_finetuned/exo2ego_predictions_casa_gio.json
-ee66e0a0945dd014390544af19ca0483eea8081c2f2966be73ed6065cbc652bc  casa_gio_finetuned/results_metrics_run_20251203_202419.json
 f2781e8bbfecc3262c336d6e0aa6210da113d7cea792f308c0deb0fd7c9e5714  evaluation_baseline_run_dinov2/exo2egoGT.json
 ec94905670d21426c03b50ffd31e0e7cb666d88171423cb3641f93642651c289  evaluation_baseline_run_dinov2/exo2ego_predictions_Evaluation_OMAMA_Precomputed.json
 e4b57e66a717f9c46325615caadf4e9b11e56a18b77796b9353bb748ebd64214  evaluation_baseline_run_dinov2/results_metrics_run_20251203_115333.json
@@ -83,6 +80,13 @@ f9aadfd2cf63ca5e39688a5e84539163bb69ad388618b1005d50ffc0ce4722f2  evaluation_bas
 de13ad4018f084741465a46ffb89737cf4d30174eeff8dc20322fe5143d555c1  evaluation_baseline_run_resnet50/exo2egoGT.json
 89a8da2f86873c4549f370add4632cd609b70e0f68f456651f62033bd06af112  evaluation_baseline_run_resnet50/exo2ego_predictions_Evaluation_OMAMA_Precomputed.json
 3a9bfd7ed9116f15cdc3f3af7615ce27c0c67583833facfedfda81ff1e4029f4  evaluation_baseline_run_resnet50/results_metrics_run_20251203_115023.json
+"""  # noqa: E501
+
+# %% ../nbs/15a_report.ipynb #a371c064
+_FINETUNED = """
+d63a0916bab355f459048c68e7b31be249f6b5ccdcf6bd3cd68dff8be10fdbb0  casa_gio_finetuned/exo2egoGT.json
+ff1c970c05dcc735ac1a56d6d920e38d17e5e76d175e6044395761878fbf1f17  casa_gio_finetuned/exo2ego_predictions_casa_gio.json
+ee66e0a0945dd014390544af19ca0483eea8081c2f2966be73ed6065cbc652bc  casa_gio_finetuned/results_metrics_run_20251203_202419.json
 f2781e8bbfecc3262c336d6e0aa6210da113d7cea792f308c0deb0fd7c9e5714  evaluation_finetuned_run_dinov2/exo2egoGT.json
 ee0cc7f6f979f4360dc9973b5fba8293142b0e3ac9ff67787b9735aa731214a8  evaluation_finetuned_run_dinov2/exo2ego_predictions_Evaluation_OMAMA_Precomputed.json
 9582e7f9a17016d3a4213f75f4941615bde9f09172ae5fd617946571fe411d8e  evaluation_finetuned_run_dinov2/results_metrics_run_20251203_113640.json
@@ -97,7 +101,8 @@ b578ae3420646a1989e6ec3de28d7c4e65d273f5665dce4c8296c30330ef7ca8  evaluation_fin
 b29b08027eb1f45df417fd107886b9274325a6071070ea65d7607e740e9f94f6  training_run_dinov2/training_stats_run_20251130_055120.json
 512deb4cbc58ee0038385af2f3d36e45bbcbd5b4aff0b322eb10d72b2420686e  trainining_run_dinov3/training_stats_run_20251130_073508.json
 """  # noqa: E501
-ARCHIVE = {path: digest for digest, path in (line.split('  ') for line in _ARCHIVE.strip().splitlines())}
+
+ARCHIVE = {path: digest for digest, path in (row.split('  ') for row in (_BASELINES + _FINETUNED).splitlines() if row)}
 
 # %% ../nbs/15a_report.ipynb #86f1f4c0
 def archive_file(

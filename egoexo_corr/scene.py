@@ -33,6 +33,15 @@ from egoexo_corr.models import (
 if sys.platform.startswith('linux'):
     os.environ.setdefault('MUJOCO_GL', 'osmesa')
 
+# %% ../nbs/07b_scene.ipynb #82a95e2d
+def _no_opengl(problem: Exception) -> str:
+    "What to say where MuJoCo is there and cannot render"
+    return (
+        f"no off-screen OpenGL ({type(problem).__name__}), so no scene is rendered here: "
+        "install libosmesa6 (Debian, Ubuntu) "
+        "and the extra sim, or set MUJOCO_GL=egl where there is a GPU (the shipped data/mini does not need it)"
+    )
+
 # %% ../nbs/07b_scene.ipynb #cell009
 def _compiler_first():
     "Load PyTorch's compiler before Mesa: each brings an LLVM, and loaded in the other order they end the process"
@@ -59,11 +68,7 @@ def sim_missing() -> str:  # '' if scenes can be rendered here
             return ''
         except Exception as e:
             problem = e
-    return (
-        f"no off-screen OpenGL ({type(problem).__name__}), so no scene is rendered here: "
-        "install libosmesa6 (Debian, Ubuntu) "
-        "and the extra sim, or set MUJOCO_GL=egl where there is a GPU (the shipped data/mini does not need it)"
-    )
+    return _no_opengl(problem)
 
 # %% ../nbs/07b_scene.ipynb #cell054
 class Scene:
