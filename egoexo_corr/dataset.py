@@ -161,7 +161,7 @@ def _kept_table(path: Path, way: Direction, digest: str) -> pd.DataFrame | None:
 
     try:
         file = pq.ParquetFile(_table_path(path), memory_map=True, page_checksum_verification=True)
-        of = file.schema_arrow.metadata
+        of = file.metadata.metadata
         if (of[b'egoexo_corr.direction'], of[b'egoexo_corr.sha256']) != (str(way).encode(), digest.encode()):
             return None
         return file.read(use_threads=False).to_pandas()
