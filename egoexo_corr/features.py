@@ -11,9 +11,9 @@ __all__ = ['FORMAT', 'EARLIER', 'WIDTHS', 'all_finite', 'Place', 'FeatureStore',
 import hashlib, json, math, mmap, os, stat, sys
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -508,17 +508,9 @@ def is_present(store, kind, take, camera) -> set[int]:
         return set()
 
 # %% ../nbs/10b_features.ipynb #58e955b4
-class _NothingNew(Exception):
-    "A camera's file can stay as it is"
-
-
-def _new_and_kept(store, take, camera, order, here, maps, made: list, bar, run: Extraction):
-    "Frame and map in order, computed or read; what cannot be computed is reported"
-    for frame in order:
-        if frame in here:
-            yield frame, store.read('maps', take, camera, frame)
-            continue
-        _, result = next(maps)
+def _computed(maps, made: list, bar, run: Extraction):
+    "Frame and map of what can be computed, noted in `made`; what cannot is reported"
+    for frame, result in maps:
         bar.update()
         if isinstance(result, EgoExoError):
             run.report(result)
@@ -527,18 +519,15 @@ def _new_and_kept(store, take, camera, order, here, maps, made: list, bar, run: 
             yield frame, result
 
 
-def _write_if_new(store, take, camera, new, order, of: dict, made: list, stale: set):
-    "Write a camera's maps, unless the file that is there can stay"
-
-    def maps():
-        yield from new
-        if not made and not stale:
-            raise _NothingNew
-
-    try:
-        store.write_maps(take, camera, maps(), order, of)
-    except _NothingNew:
-        return
+def _in_order(order, read, here, new):
+    "Frame and map in order: those that are `here` are read, the others taken from `new`, where some may be lacking"
+    frame, x = next(new, (None, None))
+    for wanted in order:
+        if wanted in here:
+            yield wanted, read(wanted)
+        elif wanted == frame:
+            yield frame, x
+            frame, x = next(new, (None, None))
 
 # %% ../nbs/10b_features.ipynb #16bdbb41
 def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar, run: Extraction):
@@ -550,11 +539,13 @@ def _extract_camera(store, backbone, take, camera, frames, batch_size, pool, bar
     missing, made = sorted(set(frames) - here, key=str), []
     bar.update(len(frames) - len(missing))
     if missing:
-        order = sorted(here | set(missing), key=str)
         maps = _camera_maps(backbone, store.root, take, camera, missing, batch_size, pool)
-        new = _new_and_kept(store, take, camera, order, here, maps, made, bar, run)
-        of = {str(f): noted.get(str(f)) if f in here else digests[f] for f in order}
-        _write_if_new(store, take, camera, new, order, of, made, stale)
+        first = list(islice(new := _computed(maps, made, bar, run), 1))
+        if first or stale:
+            order = sorted(here | set(missing), key=str)
+            of = {str(f): noted.get(str(f)) if f in here else digests[f] for f in order}
+            read = partial(store.read, 'maps', take, camera)
+            store.write_maps(take, camera, _in_order(order, read, here, chain(first, new)), order, of)
     run.made += len(made)
     run.kept += len(frames) - len(missing)
     run.changed += len(stale) - unknown
