@@ -144,7 +144,9 @@ class PhotoScene:
 
         way, self.folder, propose = Direction(direction), tempfile.TemporaryDirectory(), proposer or Proposer()
         files = dict(zip(('ego', 'exo'), photographs))
-        self.words = ' → '.join(Path(files[view]).name for view in (way.source, way.dest))
+        ends = [Path(files[view]) for view in (way.source, way.dest)]
+        twins = ends[0].name == ends[1].name
+        self.words = ' → '.join(f'{p.parent.name}/{p.name}' if twins else p.name for p in ends)
         self.features = LiveFeatures(self.folder.name, backbone, pool)
         self.sides = [self._side(propose, files[view], view) for view in (way.source, way.dest)]
 
@@ -565,15 +567,21 @@ def _place(self: MatchExplorer, i: int) -> np.ndarray:
 
 
 @patch
-def _come_closer(self: MatchExplorer, i: int, rles, colors, titles):
+def _come_closer(
+    self: MatchExplorer,
+    i: int,  # 0 for the source, 1 for the destination
+    looks: list,  # RLE, colour, title
+):
     "A closer look at each of some masks in one of the views"
     whole, image = (self.source, self.dest)[i], self.scene.images[i]
+    rles, colors = [rle for rle, *_ in looks], [color for _, color, _ in looks]
     for panel in self.closer[i]:
         panel.show(BLANK)
-    for panel, box, rle, title in zip(self.closer[i], shares(self.beside[i], max(len(rles), 1)), rles, titles):
+    for panel, box, (rle, color, title) in zip(self.closer[i], shares(self.beside[i], len(looks) or 1), looks):
         panel.place(box)
         part = panel.part(image, closer_window([rle], image.shape[:2], panel.room))
-        panel.show(draw_masks(part, panel.masks(rles), colors, 0, 2), title)
+        tone = EXISTS['visible'] if color is TRUTH else 'black'
+        panel.show(draw_masks(part, panel.masks(rles), colors, 0, 2), title, tone)
         whole.point_out(panel)
 
 # %% ../../nbs/19_explore_matches.ipynb #d2d8d8c8
@@ -587,7 +595,7 @@ def _draw_source(self: MatchExplorer):
         f'source: {s.names[b]}; click another mask to ask for it' if s.masks else 'source',
         note='' if s.masks else 'no mask here',
     )
-    self._come_closer(0, asked, [SOURCE] * len(asked), ['closer'])
+    self._come_closer(0, [(rle, SOURCE, 'closer') for rle in asked])
 
 # %% ../../nbs/19_explore_matches.ipynb #cell106
 @patch
@@ -602,16 +610,13 @@ def _draw_dest(self: MatchExplorer):
     exists = s.exists[self.object.value] if s.exists else ''
     title = f'destination: {exists}; ' if exists else 'destination; '
     self.dest.show(
-        image,
-        title + ('truth green, ' if a.truth else '') + 'top five white',
-        EXISTS.get(exists, 'black'),
-        note='' if s.proposals else 'no proposal here',
+        image, title + 'top five white', EXISTS.get(exists, 'black'), note='' if s.proposals else 'no proposal here'
     )
     self._write_ranks(five)
     self._draw_scale()
     chosen = [] if self.candidate is None else [s.proposals[self.candidate]]
-    white, titles = (255, 255, 255), ['truth'] * len(a.truth) + ['candidate']
-    self._come_closer(1, [*a.truth, *chosen], [TRUTH] * len(a.truth) + [white] * len(chosen), titles)
+    white = (255, 255, 255)
+    self._come_closer(1, [(rle, TRUTH, 'truth') for rle in a.truth] + [(rle, white, 'candidate') for rle in chosen])
 
 # %% ../../nbs/19_explore_matches.ipynb #ae733144
 @patch

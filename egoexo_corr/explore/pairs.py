@@ -272,7 +272,7 @@ def _draw_source(self: PairExplorer):
     picture = self.source.part(image)
     self.source.show(
         draw_masks(picture, self.source.masks([rle]), [SOURCE], 0.4),
-        f"source: {row.source_cam}, {row['object']}, {rle_areas([rle])[0]:,} pixels",
+        f"source: {row.source_cam}, {row['object']}, {rle_areas([rle])[0]:,} px",
         note=note,
     )
     self._come_closer(0, image, [rle], [SOURCE])
@@ -288,7 +288,7 @@ def _draw_dest(self: PairExplorer):
     self.truth = [truth] if truth else []
     if (self.with_proposals.value or self.neighbours.value) and self.proposals is None:
         self._read_proposals(row, image.shape[:2])
-    words = f'destination: {row.dest_cam}, {row.exists}' + (f', {rle_areas([truth])[0]:,} pixels' if truth else '')
+    words = f'destination: {row.dest_cam}, {row.exists}' + (f', {rle_areas([truth])[0]:,} px' if truth else '')
     self.dest.show(self._dest_picture(self.dest.part(image)), words, EXISTS[row.exists], note)
     if self.neighbours.value and self.proposals:
         self._draw_graph()
@@ -314,7 +314,7 @@ def _read_proposals(self: PairExplorer, row, size: tuple[int, int]):
     try:
         self.proposals = self.store.read(row['take'], row.dest_cam, row.frame)
     except EgoExoError as e:
-        self.status.value = e.message
+        self.status.value = f'frame {row.frame} {e.message}'
         return
     self.index = index_map(self.proposals.rles, size)
     self.fits = rle_iou(self.proposals.rles, [rle_resize(r, self.proposals.size) for r in self.truth]).max(1, initial=0)
