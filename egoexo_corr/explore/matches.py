@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/19_explore_matches.ipynb #72135901
 from ..core import ArgumentError, Direction, EgoExoError
-from ..masks import draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
+from ..masks import draw_masks, rle_areas, rle_centroids, rle_resize
 from ..video import save_frame
 from ..release import frame_path
 from ..images import resize_image
@@ -57,6 +57,7 @@ class Scene(NamedTuple):
     names: list  # Of them
     exists: list | None  # Whether each is in the destination, a key of `EXISTS`; `None` if nobody looked for any
     truths: list | None  # RLE of each there, or `None`; likewise
+    fits: np.ndarray | None  # float [B, P], IoU of each truth with each proposal; likewise
     proposals: list  # P RLEs in the destination
     source: object  # float32 [B, 2C], descriptors of the masks
     dest: object  # float32 [P, 2C], of the proposals
@@ -79,9 +80,6 @@ class PairScenes:
     ):
         self.pairs, self.takes = pairs, take_names(pairs.root)
 
-    def __len__(self):
-        return len(self.pairs)
-
     def __getitem__(self, i: int) -> Scene:
         import egoexo_corr.prediction  # noqa: F401 – it says what a matcher is shown of a frame pair
 
@@ -94,6 +92,7 @@ class PairScenes:
             names,
             [_existence(n in seen, known) for n, known in zip(names, pair.objects.known)],
             [seen.get(n) for n in names],
+            pair.objects.iou,
             pair.dest.proposals,
             *pair.shown[:2],
             (pair.source.map.float(), pair.dest.map.float()),
@@ -101,6 +100,11 @@ class PairScenes:
         )
 
 # %% ../../nbs/19_explore_matches.ipynb #6f67d7a0
+@patch
+def __len__(self: PairScenes):
+    return len(self.pairs)
+
+
 @patch
 def names(self: PairScenes, i: int) -> list[str]:
     "The objects that can be asked for in frame pair i"
@@ -155,7 +159,7 @@ class PhotoScene:
 
     def __getitem__(self, i: int) -> Scene:
         images, masks, descriptors, maps = zip(*self.sides)
-        return Scene(self.words, images, masks[0], self.names(i), None, None, masks[1], *descriptors, maps)
+        return Scene(self.words, images, masks[0], self.names(i), None, None, None, masks[1], *descriptors, maps)
 
 # %% ../../nbs/19_explore_matches.ipynb #9a2fd1f0
 @patch
@@ -447,6 +451,7 @@ class Seen(NamedTuple):
     scene: Scene
     match: object  # `omama.Match` on the CPU; `None` if there is nothing to match
     gaze: tuple  # float [B, 4, h, w], of the objects in the destination; [P, 4, h, w], of the proposals in the source
+    areas: np.ndarray  # int [P], pixels of the proposals
     pickable: list  # The numbers of the masks at the pixels of both frames
 
 
@@ -456,7 +461,8 @@ def prepare(self: MatchExplorer, i: int) -> Seen:
     scene = self.scenes[i]
     match, gaze = self.looked(scene) if scene.masks and scene.proposals else (None, None)
     sides = zip((scene.masks, scene.proposals), scene.images)
-    return Seen(scene, match, gaze, [index_map(masks, image.shape[:2]) for masks, image in sides])
+    areas = rle_areas(scene.proposals)
+    return Seen(scene, match, gaze, areas, [index_map(masks, image.shape[:2]) for masks, image in sides])
 
 # %% ../../nbs/19_explore_matches.ipynb #7c48a596
 @patch
@@ -543,7 +549,7 @@ def answer(self: MatchExplorer) -> Answer:
         truth = [s.truths[b]] if s.truths and b is not None and s.truths[b] else []
         if s.proposals:
             truth = [rle_resize(t, s.proposals[0]['size']) for t in truth]
-        fits = rle_iou(s.proposals, truth)[:, 0] if truth and s.proposals else np.full(len(s.proposals), np.nan)
+        fits = s.fits[b] if truth else np.full(len(s.proposals), np.nan)
         self.answered = Answer(similarity, np.argsort(-similarity, kind='stable'), truth, fits)
     return self.answered
 
@@ -662,7 +668,7 @@ def selection(self: MatchExplorer) -> pd.DataFrame:
             rank=np.arange(1, len(a.ranking) + 1),
             proposal=a.ranking,
             similarity=a.similarity[a.ranking],
-            area=rle_areas(self.scene.proposals)[a.ranking],
+            area=self.seen.areas[a.ranking],
             iou=a.fits[a.ranking],
         )
     )

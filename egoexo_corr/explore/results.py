@@ -688,7 +688,7 @@ def _draw_crops(
     wide = (width - 4) // len(crops) - 4
     for k, (panel, (view, rle, color, title)) in enumerate(zip(self.close, crops)):
         panel.place((4 + k * (wide + 4), top, wide, height))
-        image, _ = self._frame_of(row, (row.source_cam, row.dest_cam)[view], rle)
+        image, _ = self._frame_of(row, (row.source_cam, row.dest_cam)[view], around[view][0])
         window = crop_window(rle, around[view], image.shape[:2], panel.room)
         part, name = panel.part(image, window), shortened(title, wide // 8)
         panel.show(draw_masks(part, panel.masks([rle]), [color], 0.12, 2), name, tuple(np.array(color) / 400))
