@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import ipywidgets as W
 from fastcore.basics import patch
+
+# %% ../../nbs/17_explore_pairs.ipynb #37a1402f
 from ..core import DataError, Direction, EgoExoError, FileError, view_of
 from ..masks import PALETTE, adjacency, draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
-from ..relations import read_splits, read_takes
+from ..relations import read_splits
 from ..dataset import Annotations, TakeAnnotation, make_pairs
 from ..proposals import ProposalStore
 from ..report import PAIR
@@ -22,16 +24,18 @@ from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
     GREY,
-    Explorer,
+    SOURCE,
+    TRUTH,
     Panel,
     Screen,
-    closer_look,
+    Zoom,
+    closer_window,
     frame_picture,
     index_map,
-    offer,
     paint_map,
-    sized,
+    split_box,
 )
+from .explorer import USUAL, Explorer, offer, sized, take_names, wrapped
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell036
 def take_pairs(
@@ -61,22 +65,22 @@ class PairExplorer(Explorer):
         root: str | Path,  # A root
         direction: str = 'exo2ego',  # 'exo2ego' or 'ego2exo', to begin with
         proposals: str = 'fastsam',  # Of the store whose proposals can be shown
+        notes: str | Path = 'notes.csv',  # Where notes on pairs are kept
     ):
-        screen = Screen(1110, 490)
-        super().__init__([screen])
-        self.root, self.annotations, self.pinned = Path(root), Annotations(root), None
+        screen = Screen(USUAL, 490, wheel=True)
+        super().__init__([screen], notes)
+        self.root, self.annotations = Path(root), Annotations(root)
         try:
             self.store, self.lack = ProposalStore(root, proposals), ''
         except FileError as e:
             self.store, self.lack = None, e.message
-        self.source, self.dest, *self.closer = (
-            Panel(screen, box)
-            for box in ((5, 24, 545, 460), (560, 24, 545, 460), (5, 354, 545, 132), (560, 354, 545, 132))
-        )
+        self.source, self.dest, *self.closer = (Panel(screen) for _ in range(4))
         self._controls(direction)
         self.when_changed(self.fill, self.direction, self.take, self.object, self.cameras)
         self.when_changed(self.draw, self.frame, self.with_proposals, self.neighbours)
-        screen.hear(button_press=self.clicked, motion_notify=self.pointed)
+        Zoom(screen, [self.source, self.dest], self.redraw, self.clicked)
+        screen.hear(motion_notify=self.pointed)
+        self.arrange()
         self.fill()
 
 # %% ../../nbs/17_explore_pairs.ipynb #562de1a2
@@ -122,14 +126,14 @@ def _take_options(root: Path) -> list[tuple[str, str]]:  # (name and split, uid)
     uids = {uid: split for split, uids in read_splits(file).items() for uid in uids}
     if not uids:
         raise DataError('this root has no takes; egoexo_prepare makes some', file=file)
-    about = read_takes(root / 'takes.json') if (root / 'takes.json').is_file() else {}
-    return [(f"{about.get(u, {}).get('take_name', u)} ({s})", u) for u, s in uids.items()]
+    names = take_names(root)
+    return [(f'{names.get(u, u)} ({s})', u) for u, s in uids.items()]
 
 
 @patch
 def _frame_controls(self: PairExplorer):
     "Make the controls of the frame, and of what is drawn over it"
-    self.frame = W.IntSlider(description='frame', max=1, readout=False, **sized(520))
+    self.frame = W.IntSlider(description='frame', max=1, readout=False, **sized(400))
     self.play = W.Play(max=1, interval=600, show_repeat=True)
     W.jslink((self.play, 'value'), (self.frame, 'value'))
     self.place = W.Label()
@@ -151,149 +155,212 @@ def _controls(self: PairExplorer, direction: str):
     self.object = W.Dropdown(description='object', **sized(320))
     self.cameras = W.Dropdown(description='cameras', **sized(245))
     self._frame_controls()
-    self.children = [
-        W.HBox([self.take, self.object, self.cameras, self.direction]),
-        W.HBox([self.play, self.frame, self.place, self.with_proposals, self.neighbours]),
+    self.lay_out(
+        wrapped(self.take, self.object, self.cameras, self.direction),
+        wrapped(self.play, self.frame, self.place, self.with_proposals, self.neighbours),
         *self.screens,
-        W.HBox([self.buttons, self.status]),
-    ]
+    )
+
+# %% ../../nbs/17_explore_pairs.ipynb #bb962567
+@patch
+def arrange(self: PairExplorer):
+    "Fit the screen into its width"
+    half, self.height = (self.width - 20) // 2, int(np.clip(0.42 * self.width, 230, 620))
+    self.screens[0].resize(self.width, self.height + 30)
+    self.boxes = [(left, 24, half, self.height) for left in (5, half + 15)]
+
+
+@patch
+def look_at(
+    self: PairExplorer,
+    row,  # With a pair's columns
+) -> bool:  # Whether it is there
+    "Show a pair"
+    direction = 'exo2ego' if view_of(row.source_cam) == 'exo' else 'ego2exo'
+    if row['take'] not in dict(self.take.options).values():
+        return False
+    pairs = take_pairs(self.annotations[row['take']], row['take'], direction)
+    if not (pairs[PAIR] == pd.Series(row)[PAIR].to_list()).all(axis=1).any():
+        return False
+    with self.hold():
+        self.direction.value, self.take.value = direction, row['take']
+    self.fill(row['object'], (row.source_cam, row.dest_cam), row.frame)
+    return True
 
 # %% ../../nbs/17_explore_pairs.ipynb #0e4df427
 @patch
-def fill(self: PairExplorer):
+def fill(
+    self: PairExplorer,
+    wanted: str = None,  # The object to choose; the chosen one by default
+    cameras: tuple[str, str] = None,  # Likewise
+    frame: int = None,  # Likewise
+):
     "Offer the objects of the take, the cameras of the object, the frames of the cameras"
     with self.hold():
         annotation = self.annotations[self.take.value]
         pairs = take_pairs(annotation, self.take.value, self.direction.value)
         count = pairs['object'].value_counts()
-        offer(self.object, [(f'{o} ({count.get(o, 0)} pairs)', o) for o in annotation.masks])
+        offer(self.object, [(f'{o} ({count.get(o, 0)} pairs)', o) for o in annotation.masks], wanted)
         here = pairs[pairs['object'] == self.object.value]
-        offer(
-            self.cameras,
-            [
-                (f'{s} → {d}', (s, d))
-                for s, d in here[['source_cam', 'dest_cam']].drop_duplicates().itertuples(index=False)
-            ],
-        )
+        both = list(here[['source_cam', 'dest_cam']].drop_duplicates().itertuples(index=False, name=None))
+        offer(self.cameras, [(f'{s} → {d}', (s, d)) for s, d in both], cameras)
         if len(here):
             here = here[(here.source_cam == self.cameras.value[0]) & (here.dest_cam == self.cameras.value[1])]
         self.rows = here.sort_values('frame', ignore_index=True)
-        last = max(len(self.rows) - 1, 0)
-        self.frame.value = min(self.frame.value, last)
-        self.frame.max = self.play.max = max(last, 1)
-        self.frame.disabled = self.play.disabled = last == 0
+        self._fill_frames(frame)
     self.draw()
+
+# %% ../../nbs/17_explore_pairs.ipynb #00e8ee92
+@patch
+def _fill_frames(self: PairExplorer, frame: int | None):
+    "Offer the frames, and choose one"
+    last = max(len(self.rows) - 1, 0)
+    at = self.frame.value if frame is None else int(self.rows.frame.searchsorted(frame))
+    self.frame.value = 0
+    self.frame.max = self.play.max = max(last, 1)
+    self.frame.value = min(at, last)
+    self.frame.disabled = self.play.disabled = last == 0
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell043
 @patch
 def draw(self: PairExplorer):
     "Draw the pair in view"
-    self.pinned, self.proposals, self.index, self.status.value = None, None, None, self.lack
-    if (row := self.row) is None:
-        self.place.value = 'no frame'
-        for panel in self.closer:
-            panel.show(BLANK)
-        for panel in (self.source, self.dest):
-            panel.show(
-                np.full((*panel.fit((540, 960)), 3), GREY, np.uint8),
-                note=f'no pair: {self.object.value} has no mask in the {Direction(self.direction.value).source} view',
-            )
-    else:
-        self.place.value = f'frame {row.frame}, {self.frame.value + 1} of {len(self.rows)}'
-        self._draw_source(row)
-        self._draw_dest(row)
-    self.screens[0].draw()
+    self.pinned, self.pointed_at, self.proposals, self.index, self.status.value = None, None, None, None, self.lack
+    row = self.row
+    self.place.value = 'no frame' if row is None else f'frame {row.frame}, {self.frame.value + 1} of {len(self.rows)}'
+    self.show_note()
+    self.redraw()
+
+
+@patch
+def redraw(self: PairExplorer):
+    "Compose both views anew"
+    self.screens[0].redraw(self._draw_source, self._draw_dest)
+
+
+@patch
+def _draw_nothing(self: PairExplorer, i: int):
+    "Say that there is no pair, in one of the views"
+    panel = (self.source, self.dest)[i]
+    for p, box in zip((panel, self.closer[i]), split_box(self.boxes[i], (540, 960))):
+        p.place(box)
+        p.show(BLANK)
+    plain = np.full((*panel.fit((540, 960)), 3), GREY, np.uint8)
+    panel.show(
+        plain, note=f'no pair: {self.object.value} has no mask in the {Direction(self.direction.value).source} view'
+    )
 
 # %% ../../nbs/17_explore_pairs.ipynb #199833f2
 @patch
-def _draw_source(self: PairExplorer, row):
-    image, note = frame_picture(self.root, row['take'], row.source_cam, row.frame, self.source.fit)
-    rle = self.annotations.rle(row['take'], row['object'], row.source_cam, row.frame)
-    self.source.show(
-        draw_masks(image, [rle], PALETTE[:1], 0.4),
-        f"source: {row.source_cam}, {row['object']}, {rle_areas([rle])[0]:,} pixels",
-        note=note,
-    )
-    self._come_closer(self.closer[0], row, row.source_cam, [rle], PALETTE[:1])
+def _frame(self: PairExplorer, i: int, camera: str) -> tuple[np.ndarray, str]:  # uint8 [H, W, 3]; why it is plain
+    "A frame of the pair, and room for it"
+    panel, row = (self.source, self.dest)[i], self.row
+    image, note = frame_picture(self.root, row['take'], camera, row.frame)
+    for p, box in zip((panel, self.closer[i]), split_box(self.boxes[i], image.shape[:2])):
+        p.place(box)
+    panel.keep_to((row['take'], camera))
+    return image, note
 
 
 @patch
-def _draw_dest(self: PairExplorer, row):
-    self.plain, note = frame_picture(self.root, row['take'], row.dest_cam, row.frame, self.dest.fit)
-    truth = self.annotations.rle(row['take'], row['object'], row.dest_cam, row.frame)
-    self.truth = [truth] if truth else []
-    if self.with_proposals.value or self.neighbours.value:
-        self._read_proposals(row)
-    self.title = (
-        f"destination: {row.dest_cam}, {row.exists}" + (f', {rle_areas([truth])[0]:,} pixels' if truth else ''),
-        EXISTS[row.exists],
+def _draw_source(self: PairExplorer):
+    if (row := self.row) is None:
+        self._draw_nothing(0)
+        return
+    image, note = self._frame(0, row.source_cam)
+    rle = self.annotations.rle(row['take'], row['object'], row.source_cam, row.frame)
+    picture = self.source.part(image)
+    self.source.show(
+        draw_masks(picture, self.source.masks([rle]), [SOURCE], 0.4),
+        f"source: {row.source_cam}, {row['object']}, {rle_areas([rle])[0]:,} px",
+        note=note,
     )
-    self._show_dest(note)
-    self._come_closer(self.closer[1], row, row.dest_cam, self.truth, PALETTE[2:3][: len(self.truth)])
+    self._come_closer(0, image, [rle], [SOURCE])
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell044
 @patch
-def _come_closer(self: PairExplorer, panel: Panel, row, camera: str, rles, colors):
-    "Under an exo frame, a closer look at the object"
-    if view_of(camera) == 'ego' or not rles:
-        panel.show(BLANK)
+def _draw_dest(self: PairExplorer):
+    if (row := self.row) is None:
+        self._draw_nothing(1)
         return
-    panel.show(
-        closer_look(frame_picture(self.root, row['take'], camera, row.frame)[0], rles, colors, panel.room), 'closer'
-    )
+    image, note = self._frame(1, row.dest_cam)
+    truth = self.annotations.rle(row['take'], row['object'], row.dest_cam, row.frame)
+    self.truth = [truth] if truth else []
+    if (self.with_proposals.value or self.neighbours.value) and self.proposals is None:
+        self._read_proposals(row, image.shape[:2])
+    words = f'destination: {row.dest_cam}, {row.exists}' + (f', {rle_areas([truth])[0]:,} px' if truth else '')
+    self.dest.show(self._dest_picture(self.dest.part(image)), words, EXISTS[row.exists], note)
+    if self.neighbours.value and self.proposals:
+        self._draw_graph()
+    self._come_closer(1, image, self.truth, [TRUTH][: len(self.truth)])
+
+# %% ../../nbs/17_explore_pairs.ipynb #3a736a0a
+@patch
+def _come_closer(self: PairExplorer, i: int, image: np.ndarray, rles, colors):
+    "A closer look at the object, if it is there"
+    whole, closer = (self.source, self.dest)[i], self.closer[i]
+    if not rles:
+        closer.show(BLANK)
+        return
+    part = closer.part(image, closer_window(rles, image.shape[:2], closer.room))
+    closer.show(draw_masks(part, closer.masks(rles), colors, 0), 'closer')
+    if whole is self.source or not self.neighbours.value:  # Lines of the graph are enough
+        whole.point_out(closer)
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell045
 @patch
-def _read_proposals(self: PairExplorer, row):
+def _read_proposals(self: PairExplorer, row, size: tuple[int, int]):
     "The proposals of the destination, and how well each fits the truth"
     try:
         self.proposals = self.store.read(row['take'], row.dest_cam, row.frame)
     except EgoExoError as e:
-        self.status.value = e.message
+        self.status.value = f'frame {row.frame} {e.message}'
         return
-    self.index = index_map(self.proposals.rles, self.plain.shape[:2])
+    self.index = index_map(self.proposals.rles, size)
     self.fits = rle_iou(self.proposals.rles, [rle_resize(r, self.proposals.size) for r in self.truth]).max(1, initial=0)
     self.status.value = f'{len(self.proposals)} proposals; point at one to name it, click to keep it'
 
 
 @patch
-def _show_dest(self: PairExplorer, note: str = ''):
-    image = self.plain
+def _dest_picture(self: PairExplorer, image: np.ndarray) -> np.ndarray:
+    "The part of the destination that is seen, with proposals and truth"
     if self.index is not None and self.with_proposals.value:
-        image = paint_map(image, self.index, PALETTE[np.arange(len(self.proposals)) % len(PALETTE)])
-    image = draw_masks(image, self.truth, PALETTE[2:3][: len(self.truth)], 0 if self.index is not None else 0.4, 3)
+        colors = PALETTE[np.arange(len(self.proposals)) % len(PALETTE)]
+        image = paint_map(image, self.dest.numbers(self.index), colors)
+    truth, colors = self.dest.masks(self.truth), [TRUTH][: len(self.truth)]
+    image = draw_masks(image, truth, colors, 0 if self.index is not None else 0.4, 3)
     if self.pinned is not None:
-        image = draw_masks(image, [self.proposals.rles[self.pinned]], [(255, 255, 255)], 0.25, 3)
-    self.dest.show(image, *self.title, note=note)
-    if self.neighbours.value and self.proposals:
-        self._draw_graph(image.shape[:2])
+        image = draw_masks(image, self.dest.masks([self.proposals.rles[self.pinned]]), [(255, 255, 255)], 0.25, 3)
+    return image
 
 # %% ../../nbs/17_explore_pairs.ipynb #aea949ae
 @patch
-def _draw_graph(self: PairExplorer, size: tuple[int, int]):
-    "Lines between neighbours: of the chosen proposal, or all"
+def _draw_graph(self: PairExplorer):
+    "Lines between neighbours: all of them, or those of the proposal that is kept or pointed at over faint others"
     from matplotlib.collections import LineCollection
 
     joined = adjacency(self.proposals.rles, self.neighbours.value)
-    i, j = np.nonzero(np.triu(joined, 1))
-    if self.pinned is not None:
-        i, j = np.nonzero(joined & (np.arange(len(joined)) == self.pinned)[:, None])
-    centres = rle_centroids(self.proposals.rles)[:, ::-1] * (np.array(size) / self.proposals.size)[::-1]
-    for color, width in (('0.15', 2.2), ('white', 0.9)):
-        self.dest.add(
-            self.dest.ax.add_collection(
-                LineCollection(np.stack([centres[i], centres[j]], 1), colors=color, linewidths=width), autolim=False
-            )
-        )
+    chosen = self.pointed_at if self.pinned is None else self.pinned
+    size = np.array(self.dest.seen[0]) / self.proposals.size
+    centres = self.dest.xy(rle_centroids(self.proposals.rles) * size)
+    faint = np.triu(joined, 1)
+    bright = faint & False if chosen is None else joined & (np.arange(len(joined)) == chosen)[:, None]
+    strong = chosen is None and self.neighbours.value < 3
+    looks = [(faint, '0.15', 2.2, 1), (faint, 'white', 0.9, 1)] if strong else [(faint, 'white', 0.7, 0.35)]
+    for edges, color, width, alpha in [*looks, (bright, '0.15', 2.6, 1), (bright, 'white', 1.3, 1)]:
+        i, j = np.nonzero(edges)
+        lines = np.stack([centres[i], centres[j]], 1)
+        self.dest.add(LineCollection(lines, colors=color, linewidths=width, alpha=alpha))
 
 # %% ../../nbs/17_explore_pairs.ipynb #cell047
 @patch
 def proposal_at(self: PairExplorer, event) -> int | None:
     "The proposal that an event of the screen is about"
     place = self.dest.at(event)
-    if place is None or self.index is None or self.index[place] < 0:
+    if place is None or self.index is None:
         return None
-    return int(self.index[place])
+    k = int(self.index[self.dest.spot(place)])
+    return k if k >= 0 else None
 
 
 @patch
@@ -306,12 +373,15 @@ def name_proposal(self: PairExplorer, k: int) -> str:
 
 @patch
 def pointed(self: PairExplorer, event):
-    "Name what is under the mouse"
-    k = self.proposal_at(event)
+    "Name what is under the mouse, and show its neighbours"
+    k, before = self.proposal_at(event), self.pointed_at
+    self.pointed_at = k
     if k is None:
         k = self.pinned
     if k is not None:
         self.status.value = self.name_proposal(k)
+    if self.neighbours.value and self.pinned is None and self.pointed_at != before:
+        self.screens[0].redraw(self._draw_dest)
 
 # %% ../../nbs/17_explore_pairs.ipynb #9ca63ec4
 @patch
@@ -323,5 +393,4 @@ def clicked(self: PairExplorer, event):
     self.pinned = None if k == self.pinned else k
     if k is not None:
         self.status.value = self.name_proposal(k)
-    self._show_dest()
-    self.screens[0].draw()
+    self.screens[0].redraw(self._draw_dest)
