@@ -275,9 +275,6 @@ class FeatureStore:
         return cls(root, backbone.name)
 
 # %% ../nbs/10b_features.ipynb #cell072
-_inside = lru_cache(2**14)(inside)  # A look for symbolic links, once
-
-
 @patch
 def image_size(self: FeatureStore, view: str) -> tuple[int, int]:
     "Pixels (height, width) of a view's frames, as the backbone saw them"
@@ -293,7 +290,7 @@ def grid(self: FeatureStore, view: str) -> tuple[int, int]:
 @patch
 def path(self: FeatureStore, kind: str, take: str, camera: str) -> Path:
     "The file of a camera"
-    return _inside(self.folder, kind, take, f'{camera}.safetensors')
+    return inside(self.folder, kind, take, f'{camera}.safetensors')
 
 # %% ../nbs/10b_features.ipynb #1533f2f2
 @patch
