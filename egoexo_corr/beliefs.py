@@ -24,7 +24,7 @@ from .masks import rle_areas, rle_iou
 from .omama import OMaMa
 from .retrace import VotedMap, ask_back, moved, voted_map
 from .frames import FramePair, FramePairs, default_readers, reading
-from .prediction import Scores, answer_all, prediction_json
+from .prediction import Scores, answer_all, match_things, prediction_json
 
 # %% ../nbs/13b_beliefs.ipynb #2e5d8c30
 TEMPERATURE = 0.07  # Of the softmax over similarities
@@ -78,15 +78,13 @@ def find_matches(
     "What a matcher finds in a frame pair"
     if pair.rivals is None:
         raise ArgumentError('beliefs look at all things of the source view; take the frame pairs with rivals=True')
-    shown, device, o, C = pair.shown, matcher.source_positions.device, pair.objects, pair.candidates.shape[1] // 2
-    things = torch.cat([shown.source, shown.rivals])
-    inputs = things[:, None], shown.dest[None], shown.source_map[None], shown.dest_map[None]
-    match = matcher.match(*(x.to(device, non_blocking=True).float() for x in inputs))
+    shown, o, C = pair.shown, pair.objects, pair.candidates.shape[1] // 2
+    similarity = match_things(matcher, shown).similarity.float().cpu().numpy()
     annotated, names = pairs.objects(pair.take, pair.source.camera, pair.frame), pairs.asked[o.rows].tolist()
     proposed = pairs.propose(pair.take, pair.dest.camera, pair.frame)
     return Found(
         *(pair.take, pair.source.camera, pair.dest.camera, pair.frame, names, o.rows),
-        *(match.similarity.float().cpu().numpy(), shown.same, *shown.places),
+        *(similarity, shown.same, *shown.places),
         sizes=np.concatenate([_shares([annotated[name] for name in names]), _shares(pair.source.proposals)]),
         areas=_shares(pair.dest.proposals),
         within=_within(pair.dest.proposals),
@@ -138,7 +136,7 @@ def local_places(
         places[b] += _bent(x, off[~itself[b]], near, stiff)
     return places
 
-
+# %% ../nbs/13b_beliefs.ipynb #7ae1edf5
 def _bent(x: np.ndarray, off: np.ndarray, near: np.ndarray, stiff: float) -> np.ndarray:  # float64 [2]
     "How far a map is bent at the origin of x [V, 3] by votes that are off [V, 2]; votes that are far off count less"
     bend = np.zeros((3, 2))
@@ -148,7 +146,7 @@ def _bent(x: np.ndarray, off: np.ndarray, near: np.ndarray, stiff: float) -> np.
         bend = np.linalg.solve(weighted.T @ x + stiff * np.diag([1, 1, 0.3]), weighted.T @ off)
     return bend[2]
 
-# %% ../nbs/13b_beliefs.ipynb #c29d83d7
+# %% ../nbs/13b_beliefs.ipynb #8c3d0f12
 def _standard(x: np.ndarray) -> np.ndarray:
     "Values [B, N] against the other candidates of their row"
     return (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-6)
@@ -172,7 +170,7 @@ def believed(logits: np.ndarray) -> np.ndarray:  # [..., N], sums to 1
     e = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
     return e / e.sum(-1, keepdims=True)
 
-# %% ../nbs/13b_beliefs.ipynb #aa381d4c
+# %% ../nbs/13b_beliefs.ipynb #3905280d
 def _similarity_evidence(found: Found, weighed: Weighed, cosine: np.ndarray) -> dict:  # Name → [B, N]
     B, own, likely = len(found.rows), found.similarity[: len(found.rows)].astype(float), weighed.likely
     others = np.where(found.same[..., None], -np.inf, found.similarity[B:])
@@ -195,17 +193,27 @@ def _similarity_evidence(found: Found, weighed: Weighed, cosine: np.ndarray) -> 
         'behind the best thing': np.maximum(weighed.logits[:B] - best, -12),
     }
 
-# %% ../nbs/13b_beliefs.ipynb #3905280d
-def _place_evidence(found: Found, weighed: Weighed) -> dict:  # Name → [B, N]
-    B, N, there = len(found.rows), len(found.areas), weighed.map
-    away, near, outside, scale = np.full((B, N), 0.3), np.full((B, N), 0.3), np.zeros((B, 1)), 0.0
-    if there.affine is not None:
-        y, x = moved(found.here[:B], there.affine).T
-        outside = np.max([-y, y - 1, -x, x - found.width], 0).clip(-0.5, 1)[:, None]
-        scale = np.log(max(abs(np.linalg.det(there.affine[:, :2])), 1e-3))
-        for out, places in ((away, np.c_[y, x]), (near, local_places(found, there))):
-            out[:] = np.linalg.norm(places[:, None] - found.there, axis=-1)
-    away, near = (np.nan_to_num(d, nan=1.0).clip(0, 1) for d in (away, near))
+# %% ../nbs/13b_beliefs.ipynb #908f6d8e
+def _away(found: Found, places: np.ndarray) -> np.ndarray:  # float64 [B, N], 0 to 1
+    "How far candidates are from where objects are expected; 1 where nobody knows"
+    return np.nan_to_num(np.linalg.norm(places[:, None] - found.there, axis=-1), nan=1.0).clip(0, 1)
+
+
+def _mapped(found: Found, there: VotedMap) -> tuple:  # [B, N], [B, N], [B, 1], number
+    "How far candidates are from an object's place by the map and by the bent one; how far outside that is; the scale"
+    B, N = len(found.rows), len(found.areas)
+    if there.affine is None:
+        return np.full((B, N), 0.3), np.full((B, N), 0.3), np.zeros((B, 1)), 0.0
+    places = moved(found.here[:B], there.affine)
+    y, x = places.T
+    outside = np.max([-y, y - 1, -x, x - found.width], 0).clip(-0.5, 1)[:, None]
+    scale = np.log(max(abs(np.linalg.det(there.affine[:, :2])), 1e-3))
+    return _away(found, places), _away(found, local_places(found, there)), outside, scale
+
+# %% ../nbs/13b_beliefs.ipynb #79d00507
+def _place_evidence(found: Found, weighed: Weighed) -> dict:  # Name → [B, N] or [B, 1]
+    B, there = len(found.rows), weighed.map
+    away, near, outside, scale = _mapped(found, there)
     return {
         'prior': there.log_prior[:B],
         'away': away,
@@ -219,7 +227,7 @@ def _place_evidence(found: Found, weighed: Weighed) -> dict:  # Name → [B, N]
         'scale of the map': np.full((B, 1), scale),
     }
 
-
+# %% ../nbs/13b_beliefs.ipynb #dc904eb3
 def _shape_evidence(found: Found, weighed: Weighed) -> dict:  # Name → [B or 1, N]
     B, there = len(found.rows), weighed.map
     sizes, areas = np.log(np.maximum(found.sizes, 1e-6)), np.log(np.maximum(found.areas, 1e-6))
@@ -234,7 +242,7 @@ def _shape_evidence(found: Found, weighed: Weighed) -> dict:  # Name → [B or 1
         'overlap with the likeliest': overlap[weighed.likely.argmax(1)],
     }
 
-# %% ../nbs/13b_beliefs.ipynb #908f6d8e
+# %% ../nbs/13b_beliefs.ipynb #30402f82
 def evidence(
     found: Found,  # With a candidate at least
     weighed: Weighed,
@@ -248,7 +256,7 @@ def evidence(
     table = np.stack([np.broadcast_to(c, size) for c in columns.values()], -1)
     return table.astype(np.float32), list(columns)
 
-# %% ../nbs/13b_beliefs.ipynb #30402f82
+# %% ../nbs/13b_beliefs.ipynb #d21d7359
 @dataclass
 class Memory:
     "Earlier answers of a track"
@@ -267,15 +275,8 @@ class Memory:
         best = np.argsort(-beliefs, kind='stable')[: self.likeliest]
         self.kept = [*self.kept, (sights[best], beliefs[best], places[best])][-self.frames :]
 
-# %% ../nbs/13b_beliefs.ipynb #3a445373
-REMEMBERED = [
-    'is there a memory',
-    'remembered',
-    'remembered, rank',
-    'looks like an answer',
-    'remembered place',
-    'votes',
-]
+# %% ../nbs/13b_beliefs.ipynb #a6703cb1
+REMEMBERED = ['is there a memory', 'alike', 'alike, rank', 'like an answer', 'remembered place', 'length of memory']
 
 
 @patch
@@ -294,7 +295,7 @@ def recall(self: Memory, sights: np.ndarray, places: np.ndarray) -> np.ndarray: 
     columns = 1, alike - alike.max(), _rank(alike[None])[0], like, np.log(there + 1e-3), min(1, ages.sum())
     return np.stack([np.broadcast_to(c, len(sights)) for c in columns], -1).astype(np.float32)
 
-# %% ../nbs/13b_beliefs.ipynb #a6703cb1
+# %% ../nbs/13b_beliefs.ipynb #9af7886e
 class Head(nn.Module):
     "A number for each row"
 
@@ -313,7 +314,7 @@ class Head(nn.Module):
         self.mean.copy_(rows.mean(0))
         self.std.copy_(rows.std(0).add(1e-3).masked_fill(rows.std(0) < 1e-6, torch.inf))
 
-# %% ../nbs/13b_beliefs.ipynb #610080b3
+# %% ../nbs/13b_beliefs.ipynb #da1c2912
 @dataclass
 class Beliefs:
     "What weighs a matcher's similarities"
@@ -331,7 +332,7 @@ class Beliefs:
         d = (torch.from_numpy(descriptors) - self.mean) / self.std
         return F.normalize(d, dim=-1).numpy()
 
-# %% ../nbs/13b_beliefs.ipynb #0566db74
+# %% ../nbs/13b_beliefs.ipynb #2874b4a9
 class Considered(NamedTuple):
     "A frame pair before its past is known"
 
@@ -358,10 +359,10 @@ class Believed(NamedTuple):
     rows: np.ndarray  # float32 [B, N, K + 6], what is known of each candidate, with what is remembered
     existence: np.ndarray  # float32 [B, E], what existence is read from
 
-# %% ../nbs/13b_beliefs.ipynb #9af7886e
+# %% ../nbs/13b_beliefs.ipynb #b53ebfc2
 @patch
 @torch.no_grad()
-def weighed(self: Beliefs, seen: Considered, recalled: np.ndarray) -> Believed:
+def believe(self: Beliefs, seen: Considered, recalled: np.ndarray) -> Believed:
     "The logits of a frame pair, with what its tracks recall [B, N, 6]"
     if not len(seen.sights):
         none = np.zeros((len(seen.found.rows), 0))
@@ -383,7 +384,7 @@ def _summary(seen: Considered, logits: np.ndarray, rows: np.ndarray) -> np.ndarr
     chosen = rows[np.arange(len(rows)), beliefs.argmax(1)]
     return np.concatenate([chosen, np.stack([*sure, size], 1)], 1).astype(np.float32)
 
-# %% ../nbs/13b_beliefs.ipynb #da1c2912
+# %% ../nbs/13b_beliefs.ipynb #31e28f69
 def in_time(frames: list) -> list[list[int]]:  # Tracks: places in the list, in time
     "Frame pairs (take, source camera, destination camera, frame), by their cameras and in the order of time"
     tracks = defaultdict(list)
@@ -399,13 +400,13 @@ def follow(self: Beliefs, track):
     for seen in track:
         found = seen.found
         recalled = [memories[name].recall(seen.sights, found.there) for name in found.names]
-        said = self.weighed(seen, np.stack(recalled))
+        said = self.believe(seen, np.stack(recalled))
         yield said
         if self.memory and len(seen.sights):
             for name, beliefs in zip(found.names, believed(said.logits)):
                 memories[name].keep(seen.sights, beliefs, found.there)
 
-
+# %% ../nbs/13b_beliefs.ipynb #104c3159
 @patch
 @torch.no_grad()
 def confidence(self: Beliefs, said: Believed) -> np.ndarray:  # float64 [B]
@@ -415,7 +416,7 @@ def confidence(self: Beliefs, said: Believed) -> np.ndarray:  # float64 [B]
     odds = said.logits.max(1) if self.existence is None else self.existence(torch.from_numpy(said.existence)).double()
     return torch.as_tensor(odds - self.line).sigmoid().numpy()
 
-# %% ../nbs/13b_beliefs.ipynb #104c3159
+# %% ../nbs/13b_beliefs.ipynb #30727e20
 def _padded(rows: list, targets: list) -> tuple[Tensor, Tensor]:  # float32 [b, N, K]; float32 [b, N], −1 where none is
     "A batch of objects with as many candidates as they have"
     N = max(map(len, rows))
@@ -434,13 +435,29 @@ def belief_loss(
     return -torch.logsumexp(beliefs + 4 * fit.clamp(min=1e-6).log(), 1).mean()
 
 
+def _new_head(columns: int, width: int, seed: int) -> Head:
+    "A head as it is before training; PyTorch's own random numbers stay where they are"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Head(columns, width)
+
+
 def _fitted(iou: np.ndarray) -> np.ndarray:  # float32 [N]
     return (iou / iou.max()).astype(np.float32)
 
-# %% ../nbs/13b_beliefs.ipynb #7c96e2ea
+# %% ../nbs/13b_beliefs.ipynb #b80043da
 GOOD = 0.2  # IoU of the best candidate, under which an object teaches the head nothing
 
 
+def _lessons(seen: list, said: list) -> list:  # (float32 [N, K], float32 [N]) of an object each
+    "What is known of an object's candidates, and how they fit"
+    frames = zip((c.found.iou for c in seen), (s.rows for s in said))
+    known = [(r, _fitted(i)) for iou, rows in frames for i, r in zip(iou, rows) if i.max(initial=0) > GOOD]
+    if not known:
+        raise ArgumentError('no object is visible in these frames: there is nothing to learn from')
+    return known
+
+# %% ../nbs/13b_beliefs.ipynb #b5c1b2b4
 def train_head(
     seen: list,  # `Considered`, of train takes
     said: list,  # `Believed` of each
@@ -450,16 +467,8 @@ def train_head(
     seed: int = 0,
 ) -> Head:
     "A head trained on the visible objects"
-    known = [
-        (s.rows[b], _fitted(i))
-        for c, s in zip(seen, said)
-        for b, i in enumerate(c.found.iou)
-        if i.max(initial=0) > GOOD
-    ]
-    if not known:
-        raise ArgumentError('no object is visible in these frames: there is nothing to learn from')
-    torch.manual_seed(seed)
-    head, rng = Head(known[0][0].shape[1]), np.random.default_rng(seed)
+    known = _lessons(seen, said)
+    head, rng = _new_head(known[0][0].shape[1], 32, seed), np.random.default_rng(seed)
     head.standardise(torch.from_numpy(np.concatenate([rows for rows, _ in known[::7]])))
     optimizer, steps = torch.optim.AdamW(head.parameters(), rate, weight_decay=0.01), -(-len(known) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
@@ -472,7 +481,7 @@ def train_head(
             schedule.step()
     return head.eval()
 
-# %% ../nbs/13b_beliefs.ipynb #ba9d590a
+# %% ../nbs/13b_beliefs.ipynb #8d67037e
 def train_existence(
     summaries: np.ndarray,  # float32 [n, E]
     there: np.ndarray,  # bool [n]
@@ -480,14 +489,11 @@ def train_existence(
     seed: int = 0,
 ) -> Head:
     "Whether an object is there, learned with absent and present ones counting alike"
-    torch.manual_seed(seed)
     x, y = torch.from_numpy(summaries), torch.from_numpy(there).float()
-    head = Head(x.shape[1], 16)
+    head = _new_head(x.shape[1], 16, seed)
     head.standardise(x)
-    optimizer, weight = (
-        torch.optim.AdamW(head.parameters(), 5e-3, weight_decay=1.0),
-        y / y.mean() + (1 - y) / (1 - y.mean()),
-    )
+    optimizer = torch.optim.AdamW(head.parameters(), 5e-3, weight_decay=1.0)
+    weight = y / y.mean() + (1 - y) / (1 - y.mean())
     for _ in range(epochs):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(head(x), y, weight).backward()
@@ -503,7 +509,7 @@ def best_line(odds: np.ndarray, there: np.ndarray) -> float:
     k = int((kept - missed)[:-1].argmax())
     return float(odds[k] + odds[k + 1]) / 2
 
-# %% ../nbs/13b_beliefs.ipynb #a16b1786
+# %% ../nbs/13b_beliefs.ipynb #cf186333
 def _follow_all(beliefs: Beliefs, seen: list) -> list:  # `Believed`, in the order of `seen`
     "What is believed of frame pairs, track by track"
     said = [None] * len(seen)
@@ -521,11 +527,13 @@ def _existence_data(seen: list, said: list) -> tuple[np.ndarray, np.ndarray]:
 
 
 def descriptor_statistics(found: list) -> tuple[Tensor, Tensor]:  # float32 [C] each
-    "Mean and deviation of the candidates' descriptors"
+    "Mean and deviation of the candidates' descriptors; `ArgumentError` where there is none"
+    if sum(len(f.sights) for f in found) < 2:
+        raise ArgumentError('nothing was proposed in these frames: there is nothing to learn from')
     sights = torch.from_numpy(np.concatenate([f.sights for f in found]))
     return sights.mean(0), sights.std(0) + 1e-3
 
-# %% ../nbs/13b_beliefs.ipynb #30727e20
+# %% ../nbs/13b_beliefs.ipynb #db7fe8db
 def fit_beliefs(
     train: list[Found],  # Of train takes, best of matchers that were not trained on them
     val: list[Found],  # Of validation takes
@@ -536,7 +544,7 @@ def fit_beliefs(
     rounds: int = 2,  # Of training the head with its memory
     seed: int = 0,
 ) -> Beliefs:
-    "Beliefs, learned from frame pairs with the truth; each part is a switch"
+    "Beliefs, learned from frame pairs with the truth; existence is, where some objects are there and some are not"
     beliefs = Beliefs(*descriptor_statistics(train), memory=memory, shape=shape)
     seen = [beliefs.consider(f) for f in train]
     if head:
@@ -545,13 +553,13 @@ def fit_beliefs(
         beliefs.memory = memory
         for _ in range(rounds if memory else 0):
             beliefs.head = train_head(seen, _follow_all(beliefs, seen), seed=seed)
-    if existence:
-        summaries, there = _existence_data(seen, _follow_all(beliefs, seen))
+    summaries, there = _existence_data(seen, _follow_all(beliefs, seen))
+    if existence and there.any() and not there.all():
         beliefs.existence = train_existence(summaries, there, seed=seed)
     _draw_line(beliefs, val)
     return beliefs
 
-
+# %% ../nbs/13b_beliefs.ipynb #fa175ac4
 @torch.no_grad()
 def _draw_line(beliefs: Beliefs, val: list[Found]):
     "Draw the line between absent and there; it stays if there are only absent or only visible objects"
@@ -566,7 +574,7 @@ def _draw_line(beliefs: Beliefs, val: list[Found]):
         odds = np.concatenate([s.logits.max(1)[c.found.known] for c, s in zip(seen, said) if s.logits.shape[1]])
     beliefs.line = best_line(odds, there)
 
-# %% ../nbs/13b_beliefs.ipynb #b5c1b2b4
+# %% ../nbs/13b_beliefs.ipynb #d09bb29d
 FILES = 'beliefs.safetensors', 'beliefs.json'
 
 
@@ -587,6 +595,13 @@ def save(
     write_json(Path(folder) / FILES[1], switches | dict(columns=columns), indent=2)
 
 
+def _loaded(which: str, columns: int, tensors: dict) -> Head:
+    "A head from tensors that are named after it"
+    head, start = Head(columns, dict(head=32, existence=16)[which]), f'{which}.'
+    head.load_state_dict({k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)})
+    return head.eval()
+
+# %% ../nbs/13b_beliefs.ipynb #4a2d1a38
 @patch(cls_method=True)
 def load(
     cls: Beliefs,
@@ -596,17 +611,12 @@ def load(
     path, tensors = Path(folder) / FILES[1], read_tensors(Path(folder) / FILES[0])
     about = read_json(path)
     try:
-        heads = {k: Head(n, dict(head=32, existence=16)[k]) for k, n in about['columns'].items()}
-        for k, head in heads.items():
-            head.load_state_dict(
-                {name.removeprefix(f'{k}.'): x for name, x in tensors.items() if name.startswith(f'{k}.')}
-            )
-            head.eval()
+        heads = {k: _loaded(k, n, tensors) for k, n in about['columns'].items()}
         return cls(tensors['mean'], tensors['std'], about['memory'], about['shape'], **heads, line=float(about['line']))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError):
         raise FileError('these are no beliefs that were saved here; fit them again', file=path) from None
 
-# %% ../nbs/13b_beliefs.ipynb #a8563f5a
+# %% ../nbs/13b_beliefs.ipynb #d22b74ea
 def find_all(
     matcher: OMaMa,
     pairs: FramePairs,  # With rivals
@@ -620,7 +630,7 @@ def find_all(
     ahead = reading(pairs, range(len(pairs)), readers, device.type == 'cuda')
     return [find_matches(matcher, pairs, p) for p in tqdm(ahead, 'find', len(pairs), unit='frame pair', disable=None)]
 
-
+# %% ../nbs/13b_beliefs.ipynb #63014a9e
 def predict_beliefs(
     matcher: OMaMa,
     beliefs: Beliefs,

@@ -154,7 +154,7 @@ def _write_table(path: Path, table: pd.DataFrame, way: Direction, digest: str):
     with atomic_path(path) as tmp:
         pq.write_table(content.replace_schema_metadata((content.schema.metadata or {}) | of), tmp)
 
-
+# %% ../nbs/05_dataset.ipynb #7c5f21b5
 def _kept_table(path: Path, way: Direction, digest: str) -> pd.DataFrame | None:
     "The table that is kept of a pair file with this SHA-256; `None` where there is none"
     import pyarrow as pa, pyarrow.parquet as pq
@@ -168,7 +168,7 @@ def _kept_table(path: Path, way: Direction, digest: str) -> pd.DataFrame | None:
     except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
         return None
 
-
+# %% ../nbs/05_dataset.ipynb #59265d09
 def _write_pair_file(root: Path, split: str, way: Direction, parts) -> tuple[str, int]:  # Name; pairs
     "A pair file under its names, and beside it what its takes' annotations were"
     folder, key = root / 'dataset_jsons', way.pairs_key
@@ -542,7 +542,7 @@ def frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotat
     "What is annotated in a frame"
     return self.frames(take, [(camera, frame)])[0]
 
-
+# %% ../nbs/05_dataset.ipynb #640083a6
 @patch
 def _parsed_frame(self: Annotations, take: str, camera: str, frame: int) -> FrameAnnotation:
     "The same, out of the take's whole annotation"

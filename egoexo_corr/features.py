@@ -117,7 +117,7 @@ def _place(frame: str, entry: dict, room: int) -> tuple:  # Frame, first byte, (
         raise ValueError('a place')
     return int(frame), begin, (kind, tuple(shape))
 
-
+# %% ../nbs/10b_features.ipynb #c6260ad9
 def _index_of(header: dict, about: dict, start: int, size: int) -> _Index:
     "The index of a file of `size` bytes, out of its header; tensors begin at `start`"
     places = sorted(_place(f, entry, size - start) for f, entry in header.items())
@@ -156,7 +156,7 @@ def _opened(path: str, state: tuple) -> tuple[_Index, dict]:
 def _index(path: str, state: tuple) -> _Index:
     return _opened(path, state)[0]
 
-
+# %% ../nbs/10b_features.ipynb #24863251
 def _state(path: Path, found: os.stat_result = None) -> tuple:  # inode, bytes, time of the last change
     "What tells a file from one that took its place; `FileError` if there is none"
     try:
@@ -363,7 +363,7 @@ def noted(self: FeatureStore, what: str, kind: str, take: str, camera: str, fram
     row = index.row(frame)
     return index.noted[what][row].decode() if row >= 0 and what in index.noted else ''
 
-
+# %% ../nbs/10b_features.ipynb #03742cf7
 @patch
 def made_from(self: FeatureStore, kind: str, take: str, camera: str) -> dict:
     "Frame (text) → digest of the picture that its features were made from; what nobody noted is missing"
@@ -394,7 +394,7 @@ def place(self: FeatureStore, kind: str, take: str, camera: str, frame: int) -> 
         raise DataError(f'features of type {dtype}, not F16', file=path, frame=frame)
     return Place(path, state, int(index.begins[row]), dtype, shape)
 
-
+# %% ../nbs/10b_features.ipynb #8239c846
 @patch
 def read(
     self: FeatureStore,

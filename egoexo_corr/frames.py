@@ -318,7 +318,7 @@ def _view(place: Place | None, *parts) -> View:
     view = View(*parts)
     return view._replace(map=place.tensor().permute(2, 0, 1)) if place else view
 
-
+# %% ../nbs/12_frames.ipynb #bdb0efff
 class Objects(NamedTuple):
     "The objects that are looked for, a row each"
 
@@ -725,7 +725,7 @@ def _without_features(self: FramePairs, side: str, take: str, camera: str, frame
         )
         yield DataError(problem, take=take, camera=camera, frame=min(lost)), lost
 
-
+# %% ../nbs/12_frames.ipynb #67f3b5b1
 @patch
 def _without_descriptors(self: FramePairs, side: str, take: str, camera: str, frames):
     "Have a camera's descriptors; errors, and the frames that each is about: one, or all that are left"

@@ -150,7 +150,7 @@ def _texts(path: Path, piece: int):
         raise ValueError('no end')
     yield [*texts, last[: end.start()]]
 
-
+# %% ../nbs/04d_pairs.ipynb #e1032048
 class _Foretold:
     "What the next pair's text is if only its frame is another one"
 
@@ -185,7 +185,7 @@ def _read_quickly(path: Path, source: str, piece: int = 2**22) -> pd.DataFrame:
             frames.append(known[frame])
     return pd.DataFrame(list(rows), columns=COLUMNS[:4]).take(codes).reset_index(drop=True).assign(frame=frames)
 
-
+# %% ../nbs/04d_pairs.ipynb #2b47269d
 def read_pair_table(
     path: str | Path,  # A pair file (method, Pairs)
     direction: str,  # 'exo2ego' or 'ego2exo'

@@ -45,7 +45,7 @@ class VotedMap(NamedTuple):
     things: np.ndarray  # int64 [V], things that vote once the map is known
     matches: np.ndarray  # int64 [V], the candidates that are theirs
 
-
+# %% ../nbs/11b_retrace.ipynb #015dd5e5
 def voted_map(
     logits: np.ndarray,  # float [S, N], of all things of the source view and the candidates
     source_places: np.ndarray,  # float [S, 2], their centroids, row and column in image heights; NaN for an empty mask

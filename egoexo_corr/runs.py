@@ -386,7 +386,7 @@ def note_left_out(
     else:
         path.unlink(missing_ok=True)
 
-
+# %% ../nbs/14a_runs.ipynb #bdec18bd
 def say_left_out(run: Run, most: int = 10):
     "Print what a training could not use"
     for split, left in run.left_out.items():

@@ -75,7 +75,7 @@ def _plan(split: str, number: int, oddity: str, seed: int) -> TakePlan:
     uid, name = str(UUID(bytes=rng.bytes(16), version=4)), f'{place}_{scenario}_{split}{number:03}'.replace(' ', '_')
     return TakePlan(uid, name.lower(), split, str(scenario), cameras, seconds, oddity, (*own, 1))
 
-
+# %% ../nbs/10c_shape.ipynb #7330716a
 def plan_takes(
     share: float = 1.0,  # Of Ego-Exo4D's takes
     seed: int = 0,
@@ -114,7 +114,7 @@ def blob(
     top, bottom = np.clip((y - half).astype(int), 0, h - 1), np.clip((y + half).astype(int) + 1, 1, h)
     return rle_from_runs(Runs(h, w, column, top, bottom))
 
-
+# %% ../nbs/10c_shape.ipynb #012881ad
 def wander(
     rng: np.random.Generator,
     size: tuple[int, int],  # (height, width) of the frame
@@ -163,7 +163,7 @@ def take_entry(plan: TakePlan) -> dict:
     _make_odd(objects, plan)
     return {'scenario': plan.scenario, 'take_name': plan.name, 'object_masks': objects}
 
-
+# %% ../nbs/10c_shape.ipynb #ab58623b
 def _make_odd(objects: dict, plan: TakePlan):
     "What of a take's oddity is in its annotation"
     some, ego = objects[OBJECTS[0]], plan.cameras[0]
@@ -368,7 +368,7 @@ def _as_answered(counts: str, height: int, width: int, view: str) -> dict:
     "A mask of the release at the size of an answer"
     return rle_resize({'size': [height, width], 'counts': counts}, image_size(view, 14))
 
-
+# %% ../nbs/10c_shape.ipynb #4c210b21
 def _take_answers(pairs, dest: str, rng: np.random.Generator, truth: dict) -> dict:
     "Answers to the pairs of a take, whose masks are known"
     masks, known = {}, answer_masks(dest)
@@ -382,7 +382,7 @@ def _take_answers(pairs, dest: str, rng: np.random.Generator, truth: dict) -> di
         of_object[str(frame)] = {'pred_mask': mask, 'confidence': c}
     return {'masks': masks, 'subsample_idx': sorted(set(pairs['frame'].tolist()))}
 
-
+# %% ../nbs/10c_shape.ipynb #db94cbf1
 def write_answers(
     path: str | Path,  # A prediction file, to be made
     root: str | Path,  # A root with pairs
