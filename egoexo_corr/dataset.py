@@ -199,6 +199,14 @@ def _sampled(parts, ratio: float | None, n: int | None, balanced: bool, seed: in
     if n is not None:
         yield sample_by_count(held, n, seed, balanced)
 
+# %% ../nbs/05_dataset.ipynb #5f1137f4
+def _say_problems(problems: dict, report, folder: Path):
+    "Call `report` with each of the problems, words → error; without a `report`, one error for all of them"
+    for problem in problems.values() if report else ():
+        report(problem)
+    if problems and not report:
+        raise DataError(f'the other pairs are written; left out: {"; ".join(problems)}', file=folder)
+
 # %% ../nbs/05_dataset.ipynb #41aa3970
 def write_pairs(
     root: str | Path,  # A root
@@ -223,11 +231,7 @@ def write_pairs(
             except ArgumentError as e:
                 raise e.at(**where) from None
             rows.append(where | dict(pairs=pairs) | seen | dict(file=file))
-    for problem in problems.values() if report else ():
-        report(problem)
-    if problems and not report:
-        words = f'the other pairs are written; left out: {"; ".join(problems)}'
-        raise DataError(words, file=Path(root) / 'dataset_jsons')
+    _say_problems(problems, report, Path(root) / 'dataset_jsons')
     return pd.DataFrame(rows)
 
 # %% ../nbs/05_dataset.ipynb #a6b92f72

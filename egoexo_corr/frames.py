@@ -154,13 +154,15 @@ class _Features:
             return 100
         return round(100 * self.source.grid(view)[0] / GRIDS[view][0])
 
-    def map(self, take: str, camera: str, frame: int) -> Tensor:  # [C, h, w], float16 as it lies in a store, or float32
-        "A frame's tokens"
-        full, n = self.full_map(take, camera, frame), self.pool[view_of(camera)]
-        if n == 1:
-            return full
-        full = full.float()
-        return sum(full[:, i::n, j::n] for i in range(n) for j in range(n)) / n**2
+# %% ../nbs/12_frames.ipynb #5365a2b5
+@patch
+def map(self: _Features, take: str, camera: str, frame: int) -> Tensor:  # [C, h, w], a store's float16, or float32
+    "A frame's tokens"
+    full, n = self.full_map(take, camera, frame), self.pool[view_of(camera)]
+    if n == 1:
+        return full
+    full = full.float()
+    return sum(full[:, i::n, j::n] for i in range(n) for j in range(n)) / n**2
 
 # %% ../nbs/12_frames.ipynb #cell014
 class StoredFeatures(_Features):

@@ -637,9 +637,8 @@ def _official_take(take: str, content: dict, results: dict, direction: Direction
             continue
         place = dict(take=take, object=obj, camera=f'{source} → {dest}', frame=frame)
         if dest not in sizes:
-            raise DataError(
-                "no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}", **place
-            )
+            words = "no mask tells this camera's size; give the take 'sizes': {camera: [height, width]}"
+            raise DataError(words, **place)
         if _is_answered(results, take, obj, source, dest, frame):
             with _placed(**place):
                 runs, confidence = _prediction(results, take, obj, source, dest, frame)

@@ -198,8 +198,7 @@ def inputs_of(
 ) -> dict:  # pairs, and take by take annotation, proposals, features
     "What the frame pairs of a split are made from, as digests"
     dest, both = frames_of(pairs, 'dest'), frames_of(pairs)
-    rivals = settings.mutual > 0 or settings.geometry
-    if rivals:
+    if rivals := settings.mutual > 0 or settings.geometry:
         check_rivals(pairs, proposals)
 
     def of_proposals(take, camera, frames):
