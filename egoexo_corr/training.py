@@ -568,7 +568,7 @@ def save(self: Trainer):
     )
     torch.save(state, buffer := io.BytesIO())
     with atomic_path(self.run.folder / 'last.pt') as tmp:
-        tmp.write_bytes(buffer.getbuffer())
+        tmp.write_bytes(buffer.getvalue())  # Of `getbuffer`, a full disk leaves what ends Python 3.12.1 later on
     self.write_history()
 
 
