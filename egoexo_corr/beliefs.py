@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPERATURE', 'REMEMBERED', 'GOOD', 'FILES', 'Found', 'find_matches', 'Weighed', 'weigh', 'local_places', 'believed',
            'evidence', 'Memory', 'Head', 'Beliefs', 'Considered', 'Believed', 'in_time', 'belief_loss', 'train_head',
-           'train_existence', 'best_line', 'descriptor_statistics', 'fit_beliefs', 'find_all', 'predict_beliefs']
+           'train_existence', 'best_line', 'follow_all', 'descriptor_statistics', 'fit_beliefs', 'draw_line',
+           'find_all', 'predict_beliefs']
 
 # %% ../nbs/13b_beliefs.ipynb #3b46751c
 from collections import defaultdict
@@ -510,7 +511,7 @@ def best_line(odds: np.ndarray, there: np.ndarray) -> float:
     return float(odds[k] + odds[k + 1]) / 2
 
 # %% ../nbs/13b_beliefs.ipynb #cf186333
-def _follow_all(beliefs: Beliefs, seen: list) -> list:  # `Believed`, in the order of `seen`
+def follow_all(beliefs: Beliefs, seen: list) -> list:  # `Believed`, in the order of `seen`
     "What is believed of frame pairs, track by track"
     said = [None] * len(seen)
     for track in in_time([c.found[:4] for c in seen]):
@@ -549,22 +550,22 @@ def fit_beliefs(
     seen = [beliefs.consider(f) for f in train]
     if head:
         beliefs.memory = False
-        beliefs.head = train_head(seen, _follow_all(beliefs, seen), seed=seed)
+        beliefs.head = train_head(seen, follow_all(beliefs, seen), seed=seed)
         beliefs.memory = memory
         for _ in range(rounds if memory else 0):
-            beliefs.head = train_head(seen, _follow_all(beliefs, seen), seed=seed)
-    summaries, there = _existence_data(seen, _follow_all(beliefs, seen))
+            beliefs.head = train_head(seen, follow_all(beliefs, seen), seed=seed)
+    summaries, there = _existence_data(seen, follow_all(beliefs, seen))
     if existence and there.any() and not there.all():
         beliefs.existence = train_existence(summaries, there, seed=seed)
-    _draw_line(beliefs, val)
+    draw_line(beliefs, val)
     return beliefs
 
 # %% ../nbs/13b_beliefs.ipynb #fa175ac4
 @torch.no_grad()
-def _draw_line(beliefs: Beliefs, val: list[Found]):
+def draw_line(beliefs: Beliefs, val: list[Found]):
     "Draw the line between absent and there; it stays if there are only absent or only visible objects"
     seen = [beliefs.consider(f) for f in val]
-    said = _follow_all(beliefs, seen)
+    said = follow_all(beliefs, seen)
     summaries, there = _existence_data(seen, said)
     if there.all() or not there.any():
         return

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KERNEL', 'egoexo_mini', 'egoexo_prepare', 'egoexo_import', 'egoexo_pairs', 'egoexo_proposals', 'egoexo_features',
-           'egoexo_train', 'egoexo_predict', 'egoexo_find', 'egoexo_evaluate', 'egoexo_compare', 'egoexo_submit',
-           'run_notebook', 'egoexo_reproduce']
+           'egoexo_train', 'egoexo_predict', 'egoexo_beliefs', 'egoexo_find', 'egoexo_evaluate', 'egoexo_compare',
+           'egoexo_submit', 'run_notebook', 'egoexo_reproduce']
 
 # %% ../nbs/20_cli.ipynb #cell004
 import asyncio, os, signal, sys, threading, time
@@ -59,6 +59,13 @@ def _listed(text: str | None, kind=str):
         return [kind(part.strip()) for part in text.split(',')]
     except ValueError:
         raise ArgumentError(f'{text!r} must be whole numbers with commas between them') from None
+
+
+def _is_main() -> bool:
+    "Whether this process is the one of several that writes and prints"
+    from egoexo_corr.core import this_process
+
+    return this_process().is_main_process
 
 
 def _summary(preparation):
@@ -189,9 +196,7 @@ def _imported(root, name, direction, splits, strict) -> list:
 
 def _end_proposals(runs: list, export):
     "Print what became of the frames and call `export`, in one process of several; exit code 1 if any was left out"
-    from egoexo_corr.core import this_process
-
-    if this_process().is_main_process:
+    if _is_main():
         print(*runs, sep='\n', flush=True)
         export()
     if any(run.problems for run in runs):
@@ -264,13 +269,12 @@ def _report(what: str, done):
 def _fill(root, model, proposals, direction, splits, batch_size, workers, strict):
     "Maps, then descriptors, into the feature store, and what became of them; exit code 1 if a frame failed"
     from egoexo_corr.features import extract
-    from egoexo_corr.core import this_process
 
     jobs = {
         'maps': extract(root, model, direction, splits, batch_size, workers, strict),
         'descriptors': _described(root, model, proposals, direction, splits, strict),
     }
-    if this_process().is_main_process:
+    if _is_main():
         for what, done in jobs.items():
             _report(what, done)
     if any(done.failed for done in jobs.values()):
@@ -339,9 +343,7 @@ def _inputs(root, features: str, rule: str, pool: str | None, proposals: str) ->
 
 def _end_training(run):
     "Print a training's history, in one process of several; exit code 1 if it left pairs out"
-    from egoexo_corr.core import this_process
-
-    if this_process().is_main_process:
+    if _is_main():
         print(run.history.to_string(index=False, float_format='{:.4g}'.format))
     if run.left_out:
         _stop('not every pair could be used for training')
@@ -370,6 +372,7 @@ def egoexo_train(
     grouped: store_true = False,  # Fill batches frame pair by frame pair: cheaper, less mixed
     count: int = None,  # Train on so many pairs
     balanced: store_true = False,  # With --count: balanced over objects
+    leave_out: str = None,  # Leave out a fold of the takes: 0/2 for every second; for egoexo_beliefs --crossed
     seed: int = 42,  # Of weights, order and candidates
     resume: store_true = False,  # Go on with a run that is there
     restart: store_true = False,  # Begin a run that is there anew; its folder is deleted
@@ -383,7 +386,7 @@ def egoexo_train(
     from egoexo_corr.training import fit
 
     fed = dict(epochs=epochs, batch_size=batch_size, candidates=candidates, grouped=grouped, rule=rule, seed=seed)
-    drawn = dict(count=count, balanced=balanced)
+    drawn = dict(count=count, balanced=balanced, leave_out=leave_out)
     learned = dict(lr=lr, init=init, mutual=mutual, existence=existence, calibrate=calibrate, geometry=geometry)
     settings = _settings(preset, **fed, **drawn, **learned)
     inputs = _inputs(root, features, settings['rule'], pool, proposals)
@@ -424,31 +427,52 @@ def _notes(run, proposals):
         print(f'note: as asked, with other proposals than in training: {changed}')
 
 # %% ../nbs/20_cli.ipynb #ca19a4c5
-def _answers_path(root, trained, name, split: str) -> Path:
+def _answers_path(root, trained, name, split: str, beliefs: bool) -> Path:
     "Where answers go: into the folder of a training of this root; those of another root's, into this root"
     place = trained.folder if name else Path(root) / f'predictions_{trained.name}'
-    return place / f'predictions_{split}.json'
+    return place / f"predictions_{split}{'_beliefs' if beliefs else ''}.json"
 
 
-def _answered(trained, split: str, features, stored, which: str, other: bool, device, out: Path) -> tuple:
-    "What answers are made from; why they are made anew, and they; `None` twice if those in `out` are up to date"
+def _answering(trained, split: str, features, stored, which: str, other: bool, device) -> tuple:
+    "What a matcher's answers are made from, and a function that makes them"
     from egoexo_corr.prediction import predict
-    from egoexo_corr.runs import why_anew
     from egoexo_corr.training import prediction_inputs, run_scores
 
     made_from = prediction_inputs(trained, split, features, stored, which, other)
-    scores, why = run_scores(trained, features, which, device), why_anew(out, made_from)
-    answers = predict(scores, trained.pairs(split, features, stored, other=other)) if why else None
-    return made_from, why, answers
+    scores = run_scores(trained, features, which, device)
+    return made_from, lambda: predict(scores, trained.pairs(split, features, stored, other=other))
+
+
+def _believing(trained, split: str, features, stored, which: str, other: bool, device) -> tuple:
+    "The same of a matcher with its beliefs"
+    from egoexo_corr.core import this_process
+    from egoexo_corr.beliefs import predict_beliefs
+    from egoexo_corr.second_stage import frame_pairs_with_things, inputs_with_beliefs, run_beliefs
+
+    beliefs, made_from = (
+        run_beliefs(trained, which),
+        inputs_with_beliefs(trained, split, features, stored, which, other),
+    )
+    matcher = trained.matcher(which).to(this_process(device).device).eval()
+
+    def answer():
+        pairs = frame_pairs_with_things(trained, split, features, stored, other=other)
+        return predict_beliefs(matcher, beliefs, pairs)
+
+    return made_from, answer
 
 # %% ../nbs/20_cli.ipynb #43822891
-def _write_answers(out: Path, answers: dict | None, made_from: dict):
-    "Write answers, if there are new ones, and what they were made from"
+def _answer_anew(out: Path, made_from: dict, answer) -> str:
+    "Make answers and write them, if those in `out` are not up to date; why they were made, or ''"
     from egoexo_corr.dataset import write_note
+    from egoexo_corr.runs import why_anew
 
-    if answers is not None:
-        write_json(out, answers)
-        write_note(out, made_from)
+    if why := why_anew(out, made_from):
+        answers = answer()
+        if _is_main():
+            write_json(out, answers)
+            write_note(out, made_from)
+    return why
 
 
 def _write_truth(gt: str, root, split: str, trained, made_from: dict):
@@ -467,24 +491,51 @@ def egoexo_predict(
     run: str = None,  # Or the folder of a training of another root; this root needs its kind of features and proposals
     split: str = 'test',  # train, val or test
     which: str = 'best',  # best or last
-    out: str = None,  # Prediction JSON; by default ROOT/runs/NAME/predictions_SPLIT.json or, with --run, one in ROOT
+    out: str = None,  # Prediction JSON; by default predictions_SPLIT(_beliefs).json in the run, or with --run in ROOT
     gt: str = None,  # Also write the ground-truth JSON of these pairs
     proposals: str = None,  # Of this store, whatever its settings; by default the one that the run was trained on
+    beliefs: store_true = False,  # Answer with the beliefs that egoexo_beliefs has left in the run's folder
     device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
 ):
     "Answer the pairs of a split with a trained matcher"
-    from egoexo_corr.core import this_process
-
     trained = _named_run(root, name, run)
-    features, stored = _opened(root, trained, proposals)
-    out, other = Path(out or _answers_path(root, trained, name, split)), proposals is not None
-    made_from, why, answers = _answered(trained, split, features, stored, which, other, device, out)
-    if this_process().is_main_process:
-        _notes(trained, stored)
-        _write_answers(out, answers, made_from)
+    inputs, other = _opened(root, trained, proposals), proposals is not None
+    out = Path(out or _answers_path(root, trained, name, split, beliefs))
+    made_from, answer = (_believing if beliefs else _answering)(trained, split, *inputs, which, other, device)
+    why = _answer_anew(out, made_from, answer)
+    if _is_main():
+        _notes(trained, inputs[1])
         if gt:
             _write_truth(gt, root, split, trained, made_from)
         print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
+
+# %% ../nbs/20_cli.ipynb #8b79687c
+@call_parse
+@_one_line_errors
+def egoexo_beliefs(
+    root: str,  # A root with a training
+    name: str,  # Of the training, below ROOT/runs
+    crossed: str = None,  # Trainings that left out a fold each (egoexo_train --leave_out), to learn from, with commas
+    without: str = None,  # Parts to leave out, with commas: head, memory, existence, shape
+    most: int = 4000,  # Learn from so many frame pairs, in whole takes and cameras; 0 for all
+    device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
+    readers: int = None,  # Processes that read ahead; by default up to 8 for a GPU, none for the CPU
+    strict: store_true = False,  # Stop at the first frame that cannot be used; else its pairs are left out
+):
+    "Learn what to make of a trained matcher's candidates: a head, a memory of earlier answers, existence"
+    from egoexo_corr.second_stage import learn_beliefs
+
+    run, others = _named_run(root, name, None), [_named_run(root, n, None) for n in _listed(crossed) or ()]
+    if not _is_main():
+        return  # One process of several learns
+    inputs, parts = _opened(root, run, None), _listed(without) or ()
+    learned = learn_beliefs(run, *inputs, others, parts, most or None, strict, device, readers)
+    why = f'learned ({learned.why})' if learned.why else 'nothing has changed since they were learned; kept'
+    print(f'the beliefs of {run.folder}: {why}')
+    for error in learned.left_out:
+        print(f'left out: {error}')
+    if learned.left_out:
+        _stop('not every frame could be used to learn from')
 
 # %% ../nbs/20_cli.ipynb #051b3546
 def _point(text: str | None):
