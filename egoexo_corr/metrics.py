@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'OFFICIAL_SIDE', 'CONFIDENCE_THRESHOLD', 'COLUMNS', 'PART', 'CHALLENGE_RESTS', 'BitWindow', 'compare',
            'official_size', 'read_confidence', 'observations', 'balanced_accuracy', 'summarize', 'Evaluation',
-           'JsonFile', 'open_json', 'evaluate', 'Submission', 'submission', 'write_submission']
+           'JsonFile', 'open_json', 'Takes', 'evaluate', 'Submission', 'submission', 'write_submission']
 
 # %% ../nbs/02_metrics.ipynb #cell004
 import json, math
@@ -465,7 +465,7 @@ def _read_entries(path: str | Path, keys: list):
         text.end()
 
 # %% ../nbs/02_metrics.ipynb #52b52566
-class _Takes:
+class Takes:
     "The takes of ground truth or predictions, one after the other; of a file, only what was passed by stays in memory"
 
     def __init__(self, source, keys: list):
@@ -489,7 +489,7 @@ class _Takes:
 
 # %% ../nbs/02_metrics.ipynb #77867db9
 @patch
-def pop(self: _Takes, take: str) -> dict:  # {take: content}; {} if there is none
+def pop(self: Takes, take: str) -> dict:  # {take: content}; {} if there is none
     "What there is of a take"
     while take not in self.passed:
         try:
@@ -522,7 +522,7 @@ def _score_take(truth, answers, direction: Direction, protocol: str, resize: boo
     return rows, unanswered
 
 
-def _take_by_take(truth: _Takes, answers: _Takes):
+def _take_by_take(truth: Takes, answers: Takes):
     "Yields take, its truth and its answers ({take: content}), whose names fit; answers without truth are refused"
     for take, asked in truth:
         with _placed(file=truth.file):
@@ -538,7 +538,7 @@ def _take_by_take(truth: _Takes, answers: _Takes):
 PART = 2**14  # Rows that are held as tuples, which are larger than a table's
 
 
-def _score(truth: _Takes, answers: _Takes, *how, partial: bool) -> tuple[list, list, int]:
+def _score(truth: Takes, answers: Takes, *how, partial: bool) -> tuple[list, list, int]:
     "An evaluation's table in parts, the pairs that a partial file leaves out, and how many answers nobody asks for"
     from tqdm import tqdm
 
@@ -570,7 +570,7 @@ def evaluate(
     direction = Direction(direction)
     if protocol not in PROTOCOLS:
         raise ArgumentError(f"protocol must be 'omama' or 'official', not {protocol!r}")
-    truth, answers = _Takes(gt, ['annotations']), _Takes(pred, [direction.results_key, 'results'])
+    truth, answers = Takes(gt, ['annotations']), Takes(pred, [direction.results_key, 'results'])
     tables, unanswered, unasked = _score(truth, answers, direction, protocol, resize, partial=partial)
     if unanswered and not tables:
         raise DataError(f'answers none of the {len(unanswered):,} pairs of the ground truth', file=answers.file)
@@ -669,7 +669,7 @@ class Submission(NamedTuple):
 # %% ../nbs/02_metrics.ipynb #12e5984e
 def _official_takes(truth, pred, direction: Direction, fill: bool, counts: dict):
     "Take after take, a direction's answers as the challenge takes them; `counts` counts over both directions"
-    truth, answers = _Takes(truth, ['annotations']), _Takes(pred, [direction.results_key, 'results'])
+    truth, answers = Takes(truth, ['annotations']), Takes(pred, [direction.results_key, 'results'])
     for take, asked, given in _take_by_take(truth, answers):
         with _placed(file=truth.file, take=take):
             _check_take(asked)

@@ -33,7 +33,7 @@ from egoexo_corr.core import (
     view_of,
 )
 from .masks import parse_counts
-from .metrics import JsonFile, balanced_accuracy, evaluate, open_json, summarize
+from .metrics import JsonFile, Takes, balanced_accuracy, evaluate, open_json, summarize
 
 # %% ../nbs/15a_report.ipynb #cell007
 METRICS = ['iou', 'shape_acc', 'location_score', 'balanced_acc']
@@ -179,8 +179,8 @@ class RunFiles(NamedTuple):
 
     key: str  # For file names
     label: str  # For people
-    truth: JsonFile  # Ground truth
-    predictions: JsonFile | Path  # A path is read take by take
+    truth: JsonFile | Path  # Ground truth; a path is read take by take
+    predictions: JsonFile | Path  # Likewise
     direction: Direction
     root: Path | None = None  # Where its pictures are
     scenarios: dict = {}  # Take → scenario, as far as they are known
@@ -204,17 +204,29 @@ def _share(rle: dict | None) -> float:
     return float(parse_counts(rle['counts'])[1::2].sum() / (height * width))
 
 # %% ../nbs/15a_report.ipynb #4a2d5243
-def _described(observations: pd.DataFrame, truth: JsonFile, scenarios: dict) -> pd.DataFrame:
-    "Observations with `scenario`, `source_share` and `dest_share`"
-    takes, shares = truth.content['annotations'], []
-    for take, obj, camera, frame in zip(*(observations[c] for c in ('take', 'object', 'source_cam', 'frame'))):
+def _source_shares(asked: pd.DataFrame, take: str, masks: dict, file) -> np.ndarray:  # float64 [n]
+    "Which share of its picture each source mask of a take's observations fills; one is measured once"
+    measured = {}
+    for key in zip(asked['object'], asked.source_cam, asked.frame):
+        if key in measured:
+            continue
+        obj, camera, frame = key
         try:
-            shares.append(_share(takes[take]['masks'][obj][camera].get(str(frame))))
+            measured[key] = _share(masks[obj][camera].get(str(frame)))
         except EgoExoError as e:
-            raise e.at(file=truth.file, take=take, object=obj, camera=camera, frame=frame) from None
-    dest = observations.area_gt / (observations.height * observations.width)
-    named = {t: scenarios.get(t) or content.get('scenario') or UNKNOWN for t, content in takes.items()}
-    dest = dest.where(observations.exists_gt)
+            raise e.at(file=file, take=take, object=obj, camera=camera, frame=frame) from None
+    return np.array([measured[key] for key in zip(asked['object'], asked.source_cam, asked.frame)])
+
+# %% ../nbs/15a_report.ipynb #9a78279a
+def _described(observations: pd.DataFrame, truth: JsonFile | Path, scenarios: dict) -> pd.DataFrame:
+    "Observations with `scenario`, `source_share` and `dest_share`"
+    takes, named, shares = Takes(truth, ['annotations']), {}, np.full(len(observations), np.nan)
+    places = observations.groupby('take', sort=False).indices
+    for take, content in takes:
+        if (rows := places.get(take)) is not None:
+            named[take] = scenarios.get(take) or content.get('scenario') or UNKNOWN
+            shares[rows] = _source_shares(observations.iloc[rows], take, content['masks'], takes.file)
+    dest = (observations.area_gt / (observations.height * observations.width)).where(observations.exists_gt)
     return observations.assign(scenario=observations['take'].map(named), source_share=shares, dest_share=dest)
 
 
