@@ -630,12 +630,10 @@ def egoexo_evaluate(
 # %% ../nbs/20_cli.ipynb #34cd2cc9
 def _with_truth(paths: list[str]):
     "A ground truth, if it comes first, and the runs after it"
-    from egoexo_corr.metrics import open_json
+    from egoexo_corr.comparison import holds_truth
 
-    if not Path(paths[0]).is_file():
-        return None, paths
-    first = open_json(paths[0])
-    return (first, paths[1:]) if isinstance(first.content, dict) and 'annotations' in first.content else (None, paths)
+    first = Path(paths[0])
+    return (first, paths[1:]) if first.is_file() and holds_truth(first) else (None, paths)
 
 
 @call_parse
@@ -648,12 +646,13 @@ def egoexo_compare(
     resize: store_true = False,  # With --protocol official: bring predictions of another size there
     split: str = 'test',  # Of trainings' predictions
     labels: str = None,  # Names for the runs, with commas between them
+    workers: int = 2,  # Processes that score runs side by side
 ):
     "Hold predictions against each other, pair by pair: means, paired differences and strata with intervals"
     from egoexo_corr.comparison import compare, in_words, save_comparison
 
     gt, runs = _with_truth(runs)
-    comparison = compare(runs, gt, direction, protocol, resize, split, _listed(labels))
+    comparison = compare(runs, gt, direction, protocol, resize, split, _listed(labels), workers=workers)
     print(in_words(comparison))
     if out:
         print(f'\nwritten: {save_comparison(comparison, out)} and tables and figure beside it')
