@@ -472,13 +472,13 @@ def keep_overlaps(
     measure,  # Function of a frame: its `Overlaps`
 ) -> bool:  # Whether any were lacking
     "Keep the overlaps of those of the frames that have descriptors"
+    files = [self.store.about(kind, take, camera)['masks'] for kind in ('truth', of[0]) if kind]
+    prints = {f: ' '.join(masks[f] for masks in files) for f in files[0] if all(f in masks for masks in files)}
+    kept, wanted = self._kept_overlaps(of, take, camera), {*map(str, frames)} & prints.keys()
+    if all(kept.get(f) == prints[f] for f in wanted):
+        return False  # Without a lock: a store that is complete may lie on a disk that may not be written to
     with folder_lock(self.store.folder, wait=True):
-        files = [self.store.about(kind, take, camera)['masks'] for kind in ('truth', of[0]) if kind]
-        prints = {f: ' '.join(masks[f] for masks in files) for f in files[0] if all(f in masks for masks in files)}
         kept = self._kept_overlaps(of, take, camera)
-        wanted = {*map(str, frames)} & prints.keys()
-        if all(kept.get(f) == prints[f] for f in wanted):
-            return False
         there = {f for f in kept if kept[f] == prints.get(f)}
         order = sorted(there | wanted, key=int)
         old = partial(self.store.place, _overlaps_kind(of), take, camera)

@@ -209,13 +209,13 @@ def box_rles(
     boxes,  # Tensor [N, 4] xyxy in the frame, pixels
     size: tuple[int, int],  # (height, width) of the frame
 ) -> list:  # N RLEs
-    "Masks of proposals, enlarged inside their boxes only"
+    "Masks of proposals, enlarged inside their boxes only, where the prototypes are; one byte a pixel leaves the device"
     (height, width), out = size, []
-    rows, columns = enlargement(tuple(prototypes.shape[1:]), tuple(size))
+    rows, columns = (line.to(prototypes.device) for line in enlargement(tuple(prototypes.shape[1:]), tuple(size)))
     mixed = (coefficients @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:])
-    corners = boxes.ceil().int().numpy().clip(0, (width, height, width, height))
+    corners = boxes.ceil().int().cpu().numpy().clip(0, (width, height, width, height))
     for m, (x0, y0, x1, y1) in zip(mixed, corners):
-        inside = ((rows[y0:y1] @ m) @ columns[x0:x1].T > 0).numpy()
+        inside = ((rows[y0:y1] @ m) @ columns[x0:x1].T > 0).cpu().numpy()
         edges = np.diff(np.pad(inside.T.astype(np.int8), ((0, 0), (1, 1))), axis=1)
         column, top = np.nonzero(edges == 1)
         out.append(rle_from_runs(Runs(height, width, column + x0, top + y0, np.nonzero(edges == -1)[1] + y0)))
@@ -234,10 +234,10 @@ def _predictor():
 
     class Predictor(FastSAMPredictor):
         def construct_result(self, found, image, original, path, prototypes):
-            found, size = found.cpu().float(), original.shape[:2]
+            coefficients, found, size = found[:, 6:].float(), found[:, :6].cpu().float(), original.shape[:2]
             boxes = scale_boxes(image.shape[2:], found[:, :4], size)
-            result = Results(original, path=path, names=self.model.names, boxes=torch.cat([boxes, found[:, 4:6]], 1))
-            result.rles = box_rles(prototypes.cpu().float(), found[:, 6:], boxes, size)
+            result = Results(original, path=path, names=self.model.names, boxes=torch.cat([boxes, found[:, 4:]], 1))
+            result.rles = box_rles(prototypes.float(), coefficients, boxes, size)
             return result
 
     return Predictor

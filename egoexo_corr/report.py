@@ -625,7 +625,7 @@ def plot_training(
     import matplotlib.pyplot as plt
 
     if axs is None:
-        axs = plt.subplots(1, 4, figsize=(14, 3.1), dpi=90, layout='constrained')[1]
+        axs = plt.subplots(2, 2, figsize=(9, 6), dpi=90, layout='constrained')[1].flatten()
     for (label, h), c in zip(histories.items(), COLORS):
         axs[0].plot(h.epoch, h.train_loss, color=c, ls='--', lw=1.5, label=f'{label}, training')
         axs[0].plot(h.epoch, h.val_loss, color=c, lw=1.8, label=f'{label}, validation')
