@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZE_EDGES', 'SIZES', 'THERE', 'NAMES', 'FEW', 'PAGE', 'holds_truth', 'find_run', 'strata_table', 'unshared_pairs',
-           'Comparison', 'compare', 'readable_runs', 'readable_differences', 'pairs_in_words', 'in_words',
-           'plot_comparison', 'to_page', 'save_comparison']
+           'Comparison', 'direction_of', 'compare', 'readable_runs', 'readable_differences', 'pairs_in_words',
+           'in_words', 'plot_comparison', 'to_page', 'save_comparison']
 
 # %% ../nbs/15b_comparison.ipynb #0bef52fe
 from dataclasses import dataclass, replace
@@ -92,7 +92,7 @@ def _check_annotations(path: Path, root: Path, split: str):
         )
 
 
-def _trained_files(folder: Path, gt: JsonFile | None, split: str) -> RunFiles:
+def _trained_files(folder: Path, gt: JsonFile | None, split: str, answers: Direction | None) -> RunFiles:
     "The files of a training"
     from egoexo_corr.dataset import Annotations, ground_truth
 
@@ -101,7 +101,7 @@ def _trained_files(folder: Path, gt: JsonFile | None, split: str) -> RunFiles:
         raise FileError('the run has no predictions for this split; make them with egoexo_predict', file=path)
     if gt is None:
         _check_annotations(path, root, split)
-    direction = _direction_of(path, None)
+    direction = answers or _direction_of(path, None)
     gt = open_json(gt) if gt else JsonFile(ground_truth(root, split, str(direction)))
     annotations, takes = Annotations(root, keep=1), gt.content.get('annotations', {})
     scenarios = {t: annotations[t].scenario for t in takes if (root / 'processed' / t).is_dir()}
@@ -132,6 +132,7 @@ def find_run(
     gt=None,  # Ground truth for files and folders: a file, its parsed JSON, or both
     split: str = 'test',  # For a training's folder
     direction: str = None,  # For a file that answers both
+    answers: Direction = None,  # What it answers, where that is known (`direction_of`); else it is looked for
 ) -> RunFiles:
     "A run from wherever it is"
     if isinstance(run, RunFiles):
@@ -140,17 +141,17 @@ def find_run(
         return archived_files(run)
     path, gt = Path(run), _truth_of(gt)
     if path.is_dir():
-        return _trained_files(path, gt, split)
+        return _trained_files(path, gt, split, answers)
     if not path.is_file():
         names = ', '.join(archived_keys())
         raise FileError(f'there is no such run, and no archived one of this name ({names})', file=path)
-    direction = _direction_of(path, direction)
+    answers = answers or _direction_of(path, direction)
     if gt is None:
         raise ArgumentError(
             f'{path.name} is a prediction file and needs a ground truth: gt=… '
             '(first on the command line; egoexo_predict --gt writes one)'
         )
-    return RunFiles(path.stem, path.stem, gt, path, direction)
+    return RunFiles(path.stem, path.stem, gt, path, answers)
 
 # %% ../nbs/15b_comparison.ipynb #4e3b9926
 SIZE_EDGES = [0, 0.001, 0.005, 0.02, 1]  # Shares of the picture
@@ -245,34 +246,46 @@ def _differences(results: list[Result], n: int) -> tuple[pd.DataFrame, pd.DataFr
     return pd.DataFrame(list(rows.values()), index), strata
 
 # %% ../nbs/15b_comparison.ipynb #13225e7b
-def _scored(run, gt, split: str, direction: str | None, protocol: str, resize: bool) -> Result:
-    "A run from wherever it is, scored; refused before that if it answers another direction than the one that is wanted"
-    files = find_run(run, gt, split, direction)
-    _check_direction(files.label, files.direction, direction or files.direction, files.source)
-    return score(files, protocol, resize, partial=True)
+def direction_of(
+    run,  # What `find_run` takes
+    split: str = 'test',  # For a training's folder
+    direction: str = None,  # For a file that answers both
+) -> Direction | None:  # `None` for what is no run; `find_run` says why
+    "What a run answers, before it is opened"
+    if isinstance(run, RunFiles):
+        return run.direction
+    if isinstance(run, str) and run in published().index:
+        return Direction.exo2ego
+    path = Path(run) / f'predictions_{split}.json' if Path(run).is_dir() else Path(run)
+    return _direction_of(path, direction) if path.is_file() else None
 
 
-def _check_direction(label: str, answers: Direction, wanted: str, file=None):
-    if answers != Direction(wanted):
-        where = dict(file=file) if file else {}
-        raise DataError(f'{label} answers {answers}, and this comparison is of {wanted}', **where)
+def _scored(run, gt, split: str, answers: Direction | None, protocol: str, resize: bool) -> Result:
+    "A run from wherever it is, scored"
+    return score(find_run(run, gt, split, answers=answers), protocol, resize, partial=True)
+
+# %% ../nbs/15b_comparison.ipynb #6ab6c7af
+def _check_directions(runs: list, answers: list, wanted: str | None):
+    "`DataError` for a run that answers another direction than the one that is wanted, or the first one's"
+    wanted = Direction(wanted or next((a for a in answers if a), Direction.exo2ego))
+    for run, found in zip(runs, answers):
+        if found in (None, wanted):
+            continue
+        path = Path(run) if isinstance(run, (str, Path)) else None
+        label = run.label if path is None else path.name if path.is_dir() else path.stem
+        where = dict(file=path) if path and path.exists() else {}
+        raise DataError(f'{label} answers {found}, and this comparison is of {wanted}', **where)
 
 
 def _scored_runs(runs: list, gt, direction, protocol, resize, split, workers: int) -> list[Result]:
-    "Runs scored side by side; one that answers another direction than those before it is refused"
+    "Runs scored side by side; one of another direction is refused before any is scored"
     to_score = [run for run in runs if not isinstance(run, Result)]
-    scored = share(_scored, [(run, gt, split, direction, protocol, resize) for run in to_score], workers)
-    results = []
-    for run in runs:
-        results.append(run if isinstance(run, Result) else next(scored))
-        direction = direction or results[0].direction
-        _check_direction(results[-1].label, results[-1].direction, direction, _file_of(run))
-    return results
-
-
-def _file_of(run) -> Path | None:
-    "Where a run was named by its file"
-    return Path(run) if isinstance(run, (str, Path)) and Path(run).exists() else None
+    found = list(share(direction_of, [(run, split, direction) for run in to_score], workers))
+    known = iter(found)
+    _check_directions(runs, [run.direction if isinstance(run, Result) else next(known) for run in runs], direction)
+    jobs = [(run, gt, split, answers, protocol, resize) for run, answers in zip(to_score, found)]
+    scored = share(_scored, jobs, workers)
+    return [run if isinstance(run, Result) else next(scored) for run in runs]
 
 # %% ../nbs/15b_comparison.ipynb #41cf5be4
 def compare(
