@@ -17,6 +17,7 @@ from enum import Enum
 from functools import partial
 from multiprocessing import get_context, resource_sharer
 from pathlib import Path
+from zlib import crc32
 
 from fastcore.basics import patch
 
@@ -277,11 +278,13 @@ def atomic_path(
 def folder_lock(
     folder: Path,  # What only one process at a time may write to
     wait: bool = False,  # For another process to finish; else a `FileError`
+    part: str = '',  # What in the folder is written to, if not all of it
 ):
     "A lock on a folder while the block runs"
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(folder) / '.lock', timeout=-1 if wait else 0)
+    name = f'.lock-{crc32(part.encode()) % 64:02}' if part else '.lock'
+    lock = FileLock(Path(folder) / name, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout:

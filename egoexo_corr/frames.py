@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from fastcore.basics import noop, patch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from egoexo_corr.core import (
     ArgumentError,
     DataError,
@@ -49,9 +49,9 @@ from .backbones import Backbone
 from egoexo_corr.features import (
     Extraction,
     FeatureStore,
-    Place,
     fingerprint,
     frame_sizes,
+    hand_on,
     is_present,
     over_cameras,
     used_frames,
@@ -204,7 +204,7 @@ def keep(
     there = {f: masks_of(take, camera, f) for f in frames}
     masks, boxes = ({f: m[k] for f, m in there.items()} for k in (0, 1))
     how = partial(describe, context=self.context(view_of(camera)))
-    with folder_lock(self.store.folder, wait=True):
+    with folder_lock(self.store.folder, wait=True, part=f'{take}/{camera}'):
         return describe_camera(self.store, kind, take, camera, masks, how, boxes, source)
 
 
@@ -299,7 +299,7 @@ def descriptors(
     rles, where = masks_in_image(list(masks.values()), boxes, size)
     return describe(self.full_map(take, camera, frame), rles, where, size, self.context(view_of(camera)))
 
-# %% ../nbs/12_frames.ipynb #8e07d911
+# %% ../nbs/12_frames.ipynb #62e553b8
 class View(NamedTuple):
     "What a matcher is shown of one camera's frame"
 
@@ -310,15 +310,7 @@ class View(NamedTuple):
     places: np.ndarray  # float64 [P, 2], centroids of the proposals, row and column in image heights
 
     def __reduce__(self):
-        "What a process that reads ahead hands on: of a map that lies in a file, where"
-        place = getattr(self.map, 'place', None) if get_worker_info() else None
-        return _view, (place, *(self._replace(map=None) if place else self))
-
-
-def _view(place: Place | None, *parts) -> View:
-    "A view, and its map from where it lies"
-    view = View(*parts)
-    return view._replace(map=place.tensor().permute(2, 0, 1)) if place else view
+        return hand_on(self)
 
 # %% ../nbs/12_frames.ipynb #bdb0efff
 class Objects(NamedTuple):
@@ -332,6 +324,9 @@ class Objects(NamedTuple):
     iou: np.ndarray  # float64 [B, P], mask IoU of each ground truth with each proposal of the destination
     box_iou: np.ndarray  # float64 [B, P], the same of the truth's extent and the proposals' boxes
     rival_iou: np.ndarray  # float64 [B, R], mask IoU of each object with each proposal of the source view
+
+    def __reduce__(self):
+        return hand_on(self)
 
     @property
     def visible(self) -> np.ndarray:
@@ -477,7 +472,7 @@ def keep_overlaps(
     kept, wanted = self._kept_overlaps(of, take, camera), {*map(str, frames)} & prints.keys()
     if all(kept.get(f) == prints[f] for f in wanted):
         return False  # Without a lock: a store that is complete may lie on a disk that may not be written to
-    with folder_lock(self.store.folder, wait=True):
+    with folder_lock(self.store.folder, wait=True, part=f'{take}/{camera}'):
         kept = self._kept_overlaps(of, take, camera)
         there = {f for f in kept if kept[f] == prints.get(f)}
         order = sorted(there | wanted, key=int)

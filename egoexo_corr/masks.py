@@ -17,8 +17,8 @@ import numpy as np
 from .core import ArgumentError, MaskError
 
 # %% ../nbs/01_masks.ipynb #cell013
-def _digit_values(counts) -> np.ndarray:
-    "Six-bit digits of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
+def _as_bytes(counts) -> bytes:
+    "Counts as bytes, whatever these are"
     if isinstance(counts, str):
         try:
             counts = counts.encode('ascii')
@@ -26,7 +26,12 @@ def _digit_values(counts) -> np.ndarray:
             raise MaskError('RLE counts hold a character that COCO does not use') from None
     if not isinstance(counts, bytes):
         raise MaskError(f'RLE counts must be a string, not {type(counts).__name__}')
-    digits = np.frombuffer(counts, np.uint8) - np.uint8(48)
+    return counts
+
+
+def _digit_values(counts) -> np.ndarray:
+    "Six-bit digits of `counts`, uint8; characters below `0` wrap round and are caught with those above `o`"
+    digits = np.frombuffer(_as_bytes(counts), np.uint8) - np.uint8(48)
     if not digits.size:
         raise MaskError('RLE counts are empty')
     if digits.max() > 63:
@@ -85,15 +90,23 @@ def _checked_size(size) -> tuple[int, int]:
     return int(h), int(w)
 
 # %% ../nbs/01_masks.ipynb #cell021
+@lru_cache(512)
+def _ends(counts: bytes) -> np.ndarray:  # int64, read-only
+    "Where each run of compressed counts ends"
+    runs = parse_counts(counts)
+    if runs.max() > MAX_PIXELS:
+        raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels: the limit is {MAX_PIXELS:,} pixels')
+    ends = runs.cumsum()
+    ends.flags.writeable = False
+    return ends
+
+
 def _intervals(rle: dict) -> tuple:
     "Height, width, and the object's intervals `[start, stop)` of positions down the columns; all checks are here"
     if not isinstance(rle, dict) or not {'size', 'counts'} <= rle.keys():
         raise MaskError(f"an RLE must be a dictionary with 'size' and 'counts', not {rle!r:.60}")
     h, w = _checked_size(rle['size'])
-    runs = parse_counts(rle['counts'])
-    if runs.max() > MAX_PIXELS:
-        raise MaskError(f'the RLE counts hold a run of {runs.max():,} pixels: the limit is {MAX_PIXELS:,} pixels')
-    ends = runs.cumsum()
+    ends = _ends(_as_bytes(rle['counts']))
     if ends[-1] != h * w:
         raise MaskError(f'the RLE counts add up to {ends[-1]:,} pixels, the size {h}×{w} needs {h * w:,}')
     starts = ends[:-1:2]

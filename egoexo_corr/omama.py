@@ -7,6 +7,7 @@ __all__ = ['WIDTH', 'HEADS', 'describe', 'project_descriptors', 'pool_tokens', '
            'matching_loss', 'grid_of', 'resize_positions']
 
 # %% ../nbs/11a_omama.ipynb #cell004
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from .core import ArgumentError, FileError, atomic_path, fetch_hub, read_json, r
 from .masks import nearest_index, resize_runs, rle_encode, rle_runs
 
 # %% ../nbs/11a_omama.ipynb #cell015
+@lru_cache(64)
 def _interpolation(
     n_out: int,  # Cells wanted along one side
     n_in: int,  # Cells there are

@@ -38,6 +38,7 @@ from egoexo_corr.core import (
 )
 from .metrics import evaluate, observations
 from .dataset import ground_truth, pairs_path, read_pairs
+from .features import hand_on
 from .omama import WIDTH, Match, OMaMa, matching_loss
 from .candidates import sample_candidates
 from .frames import FramePair, FramePairs, LiveFeatures, default_readers, proposals_name, reading
@@ -90,6 +91,9 @@ class Sample(NamedTuple):
     index: Tensor  # int64 [K, n], the candidates' rows in `pair.dest.descriptors`
     target: Tensor  # int64 [K], where in a row of `index` the ground truth is
     valid: Tensor  # bool [K, n], `False` where there was nothing to put
+
+    def __reduce__(self):
+        return hand_on(self)
 
 # %% ../nbs/14b_training.ipynb #05462b2f
 def _with_rivals(
