@@ -278,9 +278,11 @@ def _check_directions(runs: list, answers: list, wanted: str | None):
 
 
 def _scored_runs(runs: list, gt, direction, protocol, resize, split, workers: int) -> list[Result]:
-    "Runs scored side by side; one of another direction is refused before any is scored"
+    "Runs scored side by side; what is no run, or is of another direction, is refused before any is scored"
     to_score = [run for run in runs if not isinstance(run, Result)]
     found = list(share(direction_of, [(run, split, direction) for run in to_score], workers))
+    for run in (run for run, answers in zip(to_score, found) if answers is None):
+        find_run(run, gt, split)
     known = iter(found)
     _check_directions(runs, [run.direction if isinstance(run, Result) else next(known) for run in runs], direction)
     jobs = [(run, gt, split, answers, protocol, resize) for run, answers in zip(to_score, found)]
