@@ -18,7 +18,7 @@ from .core import ArgumentError, MaskError
 
 # %% ../nbs/01_masks.ipynb #cell013
 def _as_bytes(counts) -> bytes:
-    "Counts as bytes, whatever these are"
+    "Counts as bytes; `MaskError` for what is no text in ASCII"
     if isinstance(counts, str):
         try:
             counts = counts.encode('ascii')
