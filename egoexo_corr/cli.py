@@ -14,7 +14,7 @@ from pathlib import Path
 
 import egoexo_corr
 from fastcore.script import Param, call_parse, store_true
-from .core import ArgumentError, DataError, EgoExoError, FileError, atomic_path, exit_code, write_json
+from .core import ArgumentError, DataError, EgoExoError, FileError, atomic_path, exit_code
 
 # %% ../nbs/20_cli.ipynb #cell007
 def _stop(line: str, code: int = 1):
@@ -416,8 +416,8 @@ def _opened(root, run, proposals):
     )
 
 
-def _notes(run, proposals):
-    "Print what is not known about a run, and what is other than in its training"
+def _end_answers(run, proposals, out, why: str):
+    "Print what is not known about a run, what is other than in its training, and what became of its answers"
     from egoexo_corr.dataset import what_changed
 
     then = run.made_from.get('settings of the proposals')
@@ -425,6 +425,7 @@ def _notes(run, proposals):
         print('note: nobody noted what this run was trained on')
     elif changed := what_changed(then, proposals.made_with):
         print(f'note: as asked, with other proposals than in training: {changed}')
+    print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
 
 # %% ../nbs/20_cli.ipynb #ca19a4c5
 def _answers_path(root, trained, name, split: str, beliefs: bool) -> Path:
@@ -432,49 +433,7 @@ def _answers_path(root, trained, name, split: str, beliefs: bool) -> Path:
     place = trained.folder if name else Path(root) / f'predictions_{trained.name}'
     return place / f"predictions_{split}{'_beliefs' if beliefs else ''}.json"
 
-
-def _answering(trained, split: str, features, stored, which: str, other: bool, device) -> tuple:
-    "What a matcher's answers are made from, and a function that makes them"
-    from egoexo_corr.prediction import predict
-    from egoexo_corr.training import prediction_inputs, run_scores
-
-    made_from = prediction_inputs(trained, split, features, stored, which, other)
-    scores = run_scores(trained, features, which, device)
-    return made_from, lambda: predict(scores, trained.pairs(split, features, stored, other=other))
-
-
-def _believing(trained, split: str, features, stored, which: str, other: bool, device) -> tuple:
-    "The same of a matcher with its beliefs"
-    from egoexo_corr.core import this_process
-    from egoexo_corr.beliefs import predict_beliefs
-    from egoexo_corr.second_stage import frame_pairs_with_things, inputs_with_beliefs, run_beliefs
-
-    beliefs, made_from = (
-        run_beliefs(trained, which),
-        inputs_with_beliefs(trained, split, features, stored, which, other),
-    )
-    matcher = trained.matcher(which).to(this_process(device).device).eval()
-
-    def answer():
-        pairs = frame_pairs_with_things(trained, split, features, stored, other=other)
-        return predict_beliefs(matcher, beliefs, pairs)
-
-    return made_from, answer
-
 # %% ../nbs/20_cli.ipynb #43822891
-def _answer_anew(out: Path, made_from: dict, answer) -> str:
-    "Make answers and write them, if those in `out` are not up to date; why they were made, or ''"
-    from egoexo_corr.dataset import write_note
-    from egoexo_corr.runs import why_anew
-
-    if why := why_anew(out, made_from):
-        answers = answer()
-        if _is_main():
-            write_json(out, answers)
-            write_note(out, made_from)
-    return why
-
-
 def _write_truth(gt: str, root, split: str, trained, made_from: dict):
     "Write the ground truth of the pairs that a training answers, and of which annotations it is"
     from egoexo_corr.dataset import write_ground_truth, write_note
@@ -498,16 +457,17 @@ def egoexo_predict(
     device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
 ):
     "Answer the pairs of a split with a trained matcher"
+    from egoexo_corr.answers import answer_anew, answers_of
+
     trained = _named_run(root, name, run)
     inputs, other = _opened(root, trained, proposals), proposals is not None
     out = Path(out or _answers_path(root, trained, name, split, beliefs))
-    made_from, answer = (_believing if beliefs else _answering)(trained, split, *inputs, which, other, device)
-    why = _answer_anew(out, made_from, answer)
+    made_from, answer = answers_of(trained, split, *inputs, which, beliefs, other, device)
+    why = answer_anew(out, made_from, answer)
     if _is_main():
-        _notes(trained, inputs[1])
         if gt:
             _write_truth(gt, root, split, trained, made_from)
-        print(f'{out}: made ({why})' if why else f'{out}: nothing has changed since it was made; kept')
+        _end_answers(trained, inputs[1], out, why)
 
 # %% ../nbs/20_cli.ipynb #8b79687c
 @call_parse

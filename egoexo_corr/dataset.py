@@ -38,7 +38,7 @@ from .masks import MAX_PIXELS, resize_runs, rle_boxes, rle_decode, rle_from_runs
 from .relations import SPLITS, check_marks, check_split, fail, read_splits, wanted_frames
 from .release import file_fingerprint, frame_path, frames_on_disk, read_record
 from .images import fit_image
-from .pairs import _ends, make_pairs, read_pair_table, sample_by_count, sample_by_ratio
+from .pairs import make_pairs, pair_ends, read_pair_table, sample_by_count, sample_by_ratio
 
 # %% ../nbs/05_dataset.ipynb #cell112
 REFERENCE_NAMES = {
@@ -64,7 +64,7 @@ def _take_pairs(root: Path, take: str, direction: str, data_dir: str, report) ->
     "A take's pairs whose two frames are in the root, and how many were left out"
     annotation = _read_annotation(inside(root / 'processed', take, 'annotation.json'))
     made = make_pairs(annotation, take, direction, data_dir, report)
-    ends = [[(camera, int(frame)) for _, camera, _, frame in _ends(p)] for p in made]
+    ends = [[(camera, int(frame)) for _, camera, _, frame in pair_ends(p)] for p in made]
     cameras = {camera for both in ends for camera, _ in both}
     there = {(camera, frame) for camera in cameras for frame in frames_on_disk(root, take, camera)}
     pairs = [p for p, both in zip(made, ends) if there.issuperset(both)]
@@ -136,7 +136,7 @@ def _write_pairs(path: Path, parts) -> dict:  # take → pairs
             if pairs:
                 out.write(lead + json.dumps(pairs, separators=(',', ':'), ensure_ascii=False)[1:-1])
                 lead = ','
-            takes.update(_ends(p)[0][0] for p in pairs)
+            takes.update(pair_ends(p)[0][0] for p in pairs)
         out.write(']' if takes else '[]')
     return takes
 

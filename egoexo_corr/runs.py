@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'takes_of_fold', 'Settings', 'frame_pairs', 'training_pairs', 'proposals_made_with', 'check_rivals',
-           'inputs_of', 'training_inputs', 'Run', 'read_progress', 'environment', 'check_features', 'check_proposals',
-           'note_left_out', 'say_left_out', 'check_inputs', 'why_anew', 'check_run', 'open_run']
+           'inputs_of', 'training_inputs', 'weights_digest', 'Run', 'read_progress', 'environment', 'check_features',
+           'check_proposals', 'note_left_out', 'say_left_out', 'check_inputs', 'why_anew', 'check_run', 'open_run']
 
 # %% ../nbs/14a_runs.ipynb #89b15160
 import hashlib, json, math, platform
@@ -222,11 +222,11 @@ def training_inputs(root: str | Path, direction: str, features, proposals, setti
         split: inputs_of(root, split, direction, features, proposals, settings, pairs)
         for split, pairs in tables.items()
     }
-    init = {'checkpoint to start from': _weights_digest(settings.init)} if settings.init else {}
+    init = {'checkpoint to start from': weights_digest(settings.init)} if settings.init else {}
     return splits | init | {'settings of the proposals': json.loads(json.dumps(proposals_made_with(proposals)))}
 
 
-def _weights_digest(path: str | Path) -> str:
+def weights_digest(path: str | Path) -> str:
     "What tells a checkpoint, a file or a folder, from another; '' where there is none"
     path = Path(path) / 'model.safetensors' if Path(path).is_dir() else Path(path)
     return file_fingerprint(path)['sha256'][:16] if path.is_file() else ''

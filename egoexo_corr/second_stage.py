@@ -19,13 +19,13 @@ from .frames import FramePairs
 from egoexo_corr.runs import (
     Run,
     Settings,
-    _weights_digest,
     check_features,
     check_proposals,
     frame_pairs,
     inputs_of,
     takes_of_fold,
     training_pairs,
+    weights_digest,
     why_anew,
 )
 from .training import prediction_inputs
@@ -118,7 +118,7 @@ def _belief_inputs(run: Run, features, proposals, asked: list, val: pd.DataFrame
         | dict(frame_pairs=len(pairs.groupby([*TRACK, 'frame'], observed=True)))
         for split, pairs in tables.items()
     }
-    matchers = [_weights_digest(r.folder / 'best') for r in (run, *(r for r, _ in asked))]
+    matchers = [weights_digest(r.folder / 'best') for r in (run, *(r for r, _ in asked))]
     return splits | {'matcher': matchers[0], 'matchers to learn with': matchers[1:], 'parts': parts}
 
 
@@ -175,7 +175,7 @@ def run_beliefs(
     if not path.is_file():
         raise FileError("this run has no beliefs; learn them with 'egoexo_beliefs'", file=path)
     note = read_note(path)
-    if note.get('matcher') != _weights_digest(run.folder / ('best' if which == 'best' else 'last.pt')):
+    if note.get('matcher') != weights_digest(run.folder / ('best' if which == 'best' else 'last.pt')):
         raise DataError(
             "these beliefs were learned about another matcher than the one that is asked; learn them anew with "
             "'egoexo_beliefs', and ask the best weights",

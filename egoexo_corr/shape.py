@@ -26,7 +26,7 @@ from .release import video_facts, video_path, write_record
 from .images import image_size
 from .dataset import Annotations, frame_digest, pairs_path, read_pairs
 from .proposals import make_proposals, write_proposals
-from .features import FORMAT, FeatureStore, _header
+from .features import FORMAT, FeatureStore, tensors_header
 
 # %% ../nbs/10c_shape.ipynb #bc0dbc0e
 COUNTS = {'train': 821, 'val': 201, 'test': 295}  # Takes of Ego-Exo4D's splits
@@ -311,7 +311,7 @@ def _made_with(name: str, dim: int) -> dict:
 
 def _hollow(path: Path, shapes: dict, about: dict):
     "A safetensors file of half-precision zeros, name → shape, whose content is a hole"
-    header = _header(shapes, about)
+    header = tensors_header(shapes, about)
     with atomic_path(path) as tmp, open(tmp, 'wb') as out:
         out.write(header)
         out.truncate(len(header) + sum(2 * math.prod(shape) for shape in shapes.values()))

@@ -46,7 +46,6 @@ from .prediction import Answer, answer_all, matcher_scores, prediction_json
 from egoexo_corr.runs import (
     Run,
     Settings,
-    _weights_digest,
     check_features,
     check_inputs,
     check_proposals,
@@ -60,6 +59,7 @@ from egoexo_corr.runs import (
     say_left_out,
     training_inputs,
     training_pairs,
+    weights_digest,
 )
 from . import __version__
 
@@ -813,7 +813,7 @@ def prediction_inputs(
     pairs = read_pairs(pairs_path(run.root, split, direction), direction)
     weights = run.folder / ('best' if which == 'best' else 'last.pt')
     return {
-        'matcher': _weights_digest(weights),
+        'matcher': weights_digest(weights),
         split: inputs_of(run.root, split, direction, features, proposals, settings, pairs),
         'settings of the proposals': json.loads(json.dumps(proposals_made_with(proposals))),
         'features': json.loads(json.dumps(features.made_with)),
