@@ -337,6 +337,16 @@ def _saved(content: dict) -> tuple[pd.DataFrame, Direction, str]:
         raise ValueError('not the values of an evaluation')
     return obs, Direction(content['direction']), content['protocol']
 
+# %% ../nbs/02_metrics.ipynb #7d2f6a02
+def _write_table(out, table: pd.DataFrame, rows: int = 20_000):
+    "What `table.to_json(out, orient='split', index=False)` writes, some rows at a time"
+    head = table[:0].to_json(orient='split', index=False)
+    out.write(head[:-2])
+    for k in range(0, len(table), rows):
+        piece = table[k : k + rows].to_json(orient='values', double_precision=15)
+        out.write(',' * (k > 0) + piece[1:-1])
+    out.write(head[-2:])
+
 # %% ../nbs/02_metrics.ipynb #cell038
 @dataclass
 class Evaluation:
@@ -353,7 +363,7 @@ class Evaluation:
         "Write summary and observations as JSON"
         with atomic_path(path) as tmp, open(tmp, 'w', encoding='utf-8') as out:
             out.write(json.dumps(_about(self), separators=(',', ':'))[:-1] + ',"observations":')
-            self.observations.to_json(out, orient='split', index=False, double_precision=15)
+            _write_table(out, self.observations)
             out.write('}')
 
     @classmethod
