@@ -30,7 +30,8 @@ def _of_matcher(run: Run, split: str, features, proposals, which: str, other: bo
 
 def _of_beliefs(run: Run, split: str, features, proposals, which: str, other: bool, device, readers) -> tuple:
     "Of a matcher with its beliefs"
-    beliefs, made_from = (run_beliefs(run, which), inputs_with_beliefs(run, split, features, proposals, which, other))
+    beliefs = run_beliefs(run, which)
+    made_from = inputs_with_beliefs(run, split, features, proposals, which, other)
     matcher = run.matcher(which).to(this_process(device).device).eval()
 
     def answer():
