@@ -58,7 +58,7 @@ def _listed(text: str | None, kind=str):
     try:
         return [kind(part.strip()) for part in text.split(',')]
     except ValueError:
-        raise ArgumentError(f'{text!r} must be whole numbers with commas between them') from None
+        raise ArgumentError(f'{text!r} must be numbers with commas between them') from None
 
 
 def _is_main() -> bool:
@@ -212,7 +212,8 @@ def egoexo_proposals(
     imgsz: int = None,  # Longer side that the network sees, pixels
     conf: float = None,  # Lowest score
     iou: float = None,  # Box IoU from which two proposals are the same
-    max_det: int = 300,  # Most proposals of a frame
+    max_det: int = 300,  # Most proposals of a frame, at each scale
+    scales: str = '1',  # Sizes at which a frame is seen, as multiples of imgsz, such as 1,1.5
     direction: str = None,  # Destination frames of exo2ego or ego2exo; both by default
     splits: str = 'train,val,test',  # Of these splits
     rivals: store_true = False,  # In source frames, too, for a matcher that asks back
@@ -233,7 +234,8 @@ def egoexo_proposals(
     if reference:
         runs = _imported(root, name, direction, splits, strict)
     else:
-        proposer = GroundTruthProposer(root) if truth else Proposer(weights, imgsz, conf, iou, max_det, batch, device)
+        numbers = imgsz, conf, iou, max_det, batch, device, _listed(scales, float)
+        proposer = GroundTruthProposer(root) if truth else Proposer(weights, *numbers)
         runs = [_proposed(root, name, proposer, direction, splits, rivals, shard, strict, workers)]
     _end_proposals(runs, partial(_export, root, name, direction, splits, export, coco))
 

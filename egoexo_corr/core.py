@@ -6,7 +6,7 @@
 __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError', 'exit_code', 'JobReport', 'differences',
            'Direction', 'view_of', 'inside', 'is_frame', 'atomic_path', 'folder_lock', 'read_json', 'write_json',
            'read_tensors', 'JsonText', 'sha256', 'cache_dir', 'fetch_from', 'fetch', 'fetch_hub', 'share',
-           'best_device', 'has_bf16', 'this_process']
+           'best_device', 'has_bf16', 'this_process', 'matmul_precision', 'side_by_side']
 
 # %% ../nbs/00_core.ipynb #76f9b323
 import copy, hashlib, json, os, re, signal, sys, threading
@@ -692,3 +692,42 @@ def this_process(
     if state.device.type != wanted.type or wanted.index not in (None, 0, state.device.index):
         raise ArgumentError(f'this process computes on {state.device} already; {wanted} takes a new one')
     return state
+
+# %% ../nbs/00_core.ipynb #61998623
+@contextmanager
+def matmul_precision(
+    precision: str,  # 'highest', 'high' or 'medium', as `torch.set_float32_matmul_precision` has them
+):
+    "Compute products of float32 matrices in a precision, for a while; `ArgumentError` for one that PyTorch has not"
+    import torch
+
+    known = 'highest', 'high', 'medium'
+    if precision not in known:
+        raise ArgumentError(f'precision must be one of {known}, not {precision!r:.60}')
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+# %% ../nbs/00_core.ipynb #eb90db12
+def _alone(job, precision: str):
+    "A job in a process of its own"
+    import torch
+
+    torch.set_num_threads(1)
+    with matmul_precision(precision):
+        return job()
+
+
+def side_by_side(
+    jobs,  # Functions without arguments, such as `functools.partial` makes of what another process can import
+    workers: int = 1,  # Processes, each with one thread, that share the jobs; with 1 all are done in this one, as it is
+    precision: str = 'highest',  # Of products of matrices (`matmul_precision`)
+) -> list:
+    "What jobs give, in their order"
+    if workers != 1:
+        return list(share(_alone, [(job, precision) for job in jobs], workers))
+    with matmul_precision(precision):
+        return [job() for job in jobs]

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
-from .core import ArgumentError, FileError, atomic_path, fetch_hub, read_json, read_tensors, write_json
+from egoexo_corr.core import (
+    ArgumentError,
+    FileError,
+    atomic_path,
+    fetch_hub,
+    matmul_precision,
+    read_json,
+    read_tensors,
+    write_json,
+)
 from .masks import nearest_index, resize_runs, rle_encode, rle_runs
 
 # %% ../nbs/11a_omama.ipynb #cell015
@@ -91,6 +100,7 @@ def _mask_weights(runs: list, size, grid) -> Tensor:  # [N, h, w]
     )
 
 # %% ../nbs/11a_omama.ipynb #cell024
+@matmul_precision('highest')
 def describe(
     features: Tensor,  # [C, h, w], a frame's feature map, any float type
     masks,  # N RLEs, or bool [N, H, W]; resized to the image where their size differs

@@ -33,7 +33,7 @@ from egoexo_corr.core import (
     folder_lock,
     has_bf16,
     inside,
-    share,
+    side_by_side,
     this_process,
 )
 from .metrics import evaluate, observations
@@ -739,25 +739,19 @@ def _check_rule(settings: Settings, features):
     )
 
 # %% ../nbs/14b_training.ipynb #98aea2d5
-def _fit_alone(root, name, features, proposals, settings) -> Run:
-    torch.set_num_threads(1)
-    return fit(root, name, features, proposals, resume=True, **settings)
-
-
 def fit_all(
     root: str | Path,  # A root with pairs
     runs: dict,  # Name of a run → its direction and `Settings`, as `fit` takes them
     features,  # `StoredFeatures`
     proposals,  # A `ProposalStore`
     workers: int = 1,  # Processes, each with one thread, that share the work
+    precision: str = 'highest',  # Of products of matrices (`core.matmul_precision`)
 ) -> dict[str, Run]:
     "Several trainings; goes on with those that are there"
     if workers != 1 and (isinstance(features, LiveFeatures) or callable(proposals)):
         raise ArgumentError('trainings side by side need StoredFeatures and a ProposalStore')
-    todo = [(root, name, features, proposals, settings) for name, settings in runs.items()]
-    if workers != 1:
-        return dict(zip(runs, share(_fit_alone, todo, workers)))
-    return {name: fit(root, name, features, proposals, resume=True, **settings) for name, settings in runs.items()}
+    jobs = [partial(fit, root, name, features, proposals, resume=True, **s) for name, s in runs.items()]
+    return dict(zip(runs, side_by_side(jobs, workers, precision)))
 
 # %% ../nbs/14b_training.ipynb #cell103
 class LiveCurve:
