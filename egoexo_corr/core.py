@@ -9,7 +9,7 @@ __all__ = ['EgoExoError', 'MaskError', 'FileError', 'DataError', 'ArgumentError'
            'best_device', 'has_bf16', 'this_process', 'matmul_precision', 'side_by_side']
 
 # %% ../nbs/00_core.ipynb #76f9b323
-import copy, hashlib, json, os, re, signal, sys, threading
+import atexit, copy, hashlib, json, os, re, signal, sys, threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -677,12 +677,22 @@ def has_bf16(
     return device.type != 'cuda' or torch.cuda.is_bf16_supported()
 
 # %% ../nbs/00_core.ipynb #0625d0c7
+def _leave():
+    "Leave the other processes in order: one that ends within their group may be aborted when its work is done"
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def this_process(
     device: str = None,  # As in `best_device`; by default the one that this process has already, else the best
 ):  # Accelerate's `PartialState`
     "This process among those of `accelerate launch`, and its device; `ArgumentError` if it computes elsewhere already"
     from accelerate import PartialState
 
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     if device is None and PartialState._shared_state:
         return PartialState()
     wanted = best_device(device)
