@@ -478,13 +478,13 @@ def egoexo_beliefs(
     root: str,  # A root with a training
     name: str,  # Of the training, below ROOT/runs
     crossed: str = None,  # Trainings that left out a fold each (egoexo_train --leave_out), to learn from, with commas
-    without: str = None,  # Parts to leave out, with commas: head, memory, existence, shape
+    without: str = None,  # Parts to leave out, with commas: head, memory, existence, shape, context, again
     most: int = 4000,  # Learn from so many frame pairs, in whole takes and cameras; 0 for all
     device: str = None,  # cpu, cuda, mps, ...; by default CUDA where there is one, else the CPU
     readers: int = None,  # Processes that read ahead; by default up to 8 for a GPU, none for the CPU
     strict: store_true = False,  # Stop at the first frame that cannot be used; else its pairs are left out
 ):
-    "Learn what to make of a trained matcher's candidates: a head, a memory of earlier answers, existence"
+    "Learn what to make of a trained matcher's candidates: a head, a memory of earlier answers, existence, a second look"
     from egoexo_corr.second_stage import learn_beliefs
 
     run, others = _named_run(root, name, None), [_named_run(root, n, None) for n in _listed(crossed) or ()]

@@ -7,13 +7,13 @@ __all__ = ['METRICS', 'ARCHIVE_URL', 'ARCHIVE', 'PAIR', 'UNKNOWN', 'TIE', 'HISTO
            'archive_missing', 'Result', 'RunFiles', 'score', 'archived_files', 'archived_result', 'archived_metrics',
            'archived_keys', 'archive_agreement', 'benchmark_table', 'evidence_table', 'overlap_table',
            'bootstrap_intervals', 'bootstrap_interval', 'interval_table', 'shared_pairs', 'tally', 'mean_difference',
-           'paired_difference', 'delta_table', 'archived_history', 'parse_timing_log', 'timing_table',
+           'paired_difference', 'over_seeds', 'delta_table', 'archived_history', 'parse_timing_log', 'timing_table',
            'plot_iou_distribution', 'plot_iou_cdf', 'plot_iou_kde', 'plot_delta_iou', 'plot_training', 'plot_timing',
            'plot_intervals', 'related_work', 'plot_related_work', 'save_table', 'save_figure']
 
 # %% ../nbs/15a_report.ipynb #cell004
 import os, re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -483,6 +483,19 @@ def paired_difference(
 ) -> dict:  # pairs, takes, objects, mean_a, mean_b, difference, low, high
     "Mean of b − a over shared pairs (visible ones, but for existence), with its clustered 95 % interval"
     return mean_difference(shared_pairs(a, b), metric, n)
+
+# %% ../nbs/15a_report.ipynb #1f4892e3
+def over_seeds(
+    results: list[Result],  # Of the same pairs
+) -> Result:  # The first one's key, label and existence; each pair's IoU is the mean
+    "Several trainings as one row; `DataError` for results of other pairs than the first one's"
+    first = results[0].observations
+    aligned = [r.observations.set_index(PAIR).iou for r in results]
+    for r, iou in zip(results, aligned):
+        if len(iou) != len(first) or not iou.index.isin(aligned[0].index).all():
+            raise DataError(f'{r.label} answers other pairs than {results[0].label}; a mean takes the same ones')
+    iou = np.mean([x.reindex(aligned[0].index).to_numpy() for x in aligned], 0)
+    return replace(results[0], observations=first.assign(iou=iou))
 
 # %% ../nbs/15a_report.ipynb #cell040
 def delta_table(

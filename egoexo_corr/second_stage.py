@@ -79,7 +79,7 @@ def learned_from(
     return [(r, part) for r, takes in zip(crossed, folds) if len(part := table[table['take'].isin(takes)])]
 
 # %% ../nbs/14d_second_stage.ipynb #15f15af9
-PARTS = 'head', 'memory', 'existence', 'shape'
+PARTS = 'head', 'memory', 'existence', 'shape', 'context', 'again'  # As `fit_beliefs` takes them
 
 
 def all_things(run: Run) -> Settings:
