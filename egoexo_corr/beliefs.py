@@ -472,7 +472,7 @@ def _summary(seen: Considered, logits: np.ndarray, rows: np.ndarray) -> np.ndarr
     "The row of the candidate that is chosen, and how sure the choice is"
     beliefs, likely = believed(logits), seen.weighed.likely.max(1)
     entropy = -(beliefs * np.log(beliefs + 1e-9)).sum(1)
-    sure = beliefs.max(1), entropy, np.sort(beliefs, 1)[:, -3:].sum(1), likely
+    sure = beliefs.max(1), entropy, np.sort(beliefs, 1)[:, -3:].sum(1), likely, logits.max(1)
     size = np.log(np.maximum(seen.found.sizes[: len(beliefs)], 1e-6))
     chosen = rows[np.arange(len(rows)), beliefs.argmax(1)]
     return np.concatenate([chosen, np.stack([*sure, size], 1)], 1).astype(np.float32)
@@ -638,7 +638,7 @@ def train_existence(
     x, y = torch.from_numpy(summaries), torch.from_numpy(there).float()
     head = _new_head(x.shape[1], 16, seed)
     head.standardise(x)
-    optimizer = torch.optim.AdamW(head.parameters(), 5e-3, weight_decay=5.0)
+    optimizer = torch.optim.AdamW(head.parameters(), 5e-3, weight_decay=10.0)
     weight = y / y.mean() + (1 - y) / (1 - y.mean())
     for _ in range(epochs):
         optimizer.zero_grad()
