@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURE', 'REMEMBERED', 'BEFORE', 'EXPECTED', 'CLAIMED', 'GOOD', 'FILES', 'SWITCHES', 'Found', 'find_matches',
-           'Weighed', 'weigh', 'local_places', 'believed', 'evidence', 'Memory', 'Claims', 'Head', 'Beliefs',
-           'Considered', 'Believed', 'look_again', 'in_time', 'Past', 'belief_loss', 'train_head', 'train_existence',
-           'best_line', 'follow_all', 'descriptor_statistics', 'learn_head', 'unseen', 'fit_beliefs', 'draw_line',
-           'find_all', 'predict_beliefs', 'observed', 'answered', 'answered_alone', 'best_there_is']
+           'Weighed', 'weigh', 'local_places', 'believed', 'evidence', 'Memory', 'Claims', 'Standardised', 'Head',
+           'Odds', 'Beliefs', 'Considered', 'Believed', 'look_again', 'in_time', 'Past', 'belief_loss', 'train_head',
+           'train_existence', 'best_line', 'follow_all', 'descriptor_statistics', 'learn_head', 'unseen', 'fit_beliefs',
+           'draw_line', 'find_all', 'predict_beliefs', 'observed', 'answered', 'answered_alone', 'best_there_is']
 
 # %% ../nbs/13b_beliefs.ipynb #3b46751c
 from collections import defaultdict
@@ -382,23 +382,45 @@ class Claims:
         return np.stack(columns, -1).astype(np.float32)
 
 # %% ../nbs/13b_beliefs.ipynb #9af7886e
-class Head(nn.Module):
-    "A number for each row"
+class Standardised(nn.Module):
+    "A number for each row of K numbers, which it brings to mean 0 and variance 1 first"
 
-    def __init__(self, columns: int, width: int = 32):
+    def __init__(self, columns: int):
         super().__init__()
         self.register_buffer('mean', torch.zeros(columns))
         self.register_buffer('std', torch.ones(columns))
-        layers = nn.Linear(columns, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, rows: Tensor) -> Tensor:  # float [..., K] → float [...]
-        return self.layers(((rows - self.mean) / self.std).clamp(-8, 8))[..., 0]
 
     def standardise(self, rows: Tensor):
         "Bring columns to mean 0 and variance 1 by these rows [n, K]; one that is always the same says nothing"
         self.mean.copy_(rows.mean(0))
         self.std.copy_(rows.std(0).add(1e-3).masked_fill(rows.std(0) < 1e-6, torch.inf))
+
+    def scaled(self, rows: Tensor, most: float) -> Tensor:  # float [..., K]
+        "Rows in deviations from the mean, `most` at most"
+        return ((rows - self.mean) / self.std).clamp(-most, most)
+
+
+class Head(Standardised):
+    "A multilayer perceptron"
+
+    def __init__(self, columns: int, width: int = 32):
+        super().__init__(columns)
+        layers = nn.Linear(columns, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, rows: Tensor) -> Tensor:  # float [..., K] → float [...]
+        return self.layers(self.scaled(rows, 8))[..., 0]
+
+
+class Odds(Standardised):
+    "A weighted sum: the log odds of a logistic regression"
+
+    def __init__(self, columns: int):
+        super().__init__(columns)
+        self.sum = nn.Linear(columns, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:  # float [..., K] → float [...]
+        return self.sum(self.scaled(rows, 3))[..., 0]
 
 # %% ../nbs/13b_beliefs.ipynb #da1c2912
 @dataclass
@@ -411,7 +433,7 @@ class Beliefs:
     shape: bool = True  # Whether the head looks at shape
     context: bool = True  # Whether memory keeps the object's looks and the claims of others, too
     head: Head | None = None
-    existence: Head | None = None
+    existence: Odds | None = None
     line: float = 0.0  # Over it, existence says that an object is there
     first: 'Beliefs | None' = None  # What was believed before; what it says is looked at again
 
@@ -472,7 +494,7 @@ def _summary(seen: Considered, logits: np.ndarray, rows: np.ndarray) -> np.ndarr
     "The row of the candidate that is chosen, and how sure the choice is"
     beliefs, likely = believed(logits), seen.weighed.likely.max(1)
     entropy = -(beliefs * np.log(beliefs + 1e-9)).sum(1)
-    sure = beliefs.max(1), entropy, np.sort(beliefs, 1)[:, -3:].sum(1), likely, logits.max(1)
+    sure = beliefs.max(1), entropy, np.sort(beliefs, 1)[:, -3:].sum(1), likely
     size = np.log(np.maximum(seen.found.sizes[: len(beliefs)], 1e-6))
     chosen = rows[np.arange(len(rows)), beliefs.argmax(1)]
     return np.concatenate([chosen, np.stack([*sure, size], 1)], 1).astype(np.float32)
@@ -581,11 +603,11 @@ def belief_loss(
     return -torch.logsumexp(beliefs + 4 * fit.clamp(min=1e-6).log(), 1).mean()
 
 
-def _new_head(columns: int, width: int, seed: int) -> Head:
+def _new_head(columns: int, seed: int) -> Head:
     "A head as it is before training; PyTorch's own random numbers stay where they are"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Head(columns, width)
+        return Head(columns)
 
 
 def _fitted(iou: np.ndarray) -> np.ndarray:  # float32 [N]
@@ -614,7 +636,7 @@ def train_head(
 ) -> Head:
     "A head trained on the visible objects"
     known = _lessons(seen, said)
-    head, rng = _new_head(known[0][0].shape[1], 32, seed), np.random.default_rng(seed)
+    head, rng = _new_head(known[0][0].shape[1], seed), np.random.default_rng(seed)
     head.standardise(torch.from_numpy(np.concatenate([rows for rows, _ in known[::7]])))
     optimizer, steps = torch.optim.AdamW(head.parameters(), rate, weight_decay=0.01), -(-len(known) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
@@ -631,20 +653,25 @@ def train_head(
 def train_existence(
     summaries: np.ndarray,  # float32 [n, E]
     there: np.ndarray,  # bool [n]
-    epochs: int = 200,
-    seed: int = 0,
-) -> Head:
-    "Whether an object is there, learned with absent and present ones counting alike"
+    ridge: float = 0.03,  # What the squares of the weights cost
+) -> Odds:
+    "Whether an object is there: a logistic regression, absent and present ones counting alike"
     x, y = torch.from_numpy(summaries), torch.from_numpy(there).float()
-    head = _new_head(x.shape[1], 16, seed)
-    head.standardise(x)
-    optimizer = torch.optim.AdamW(head.parameters(), 5e-3, weight_decay=10.0)
+    odds = Odds(x.shape[1])
+    odds.standardise(x)
+    for weights in (odds.sum.weight, odds.sum.bias):
+        nn.init.zeros_(weights)
     weight = y / y.mean() + (1 - y) / (1 - y.mean())
-    for _ in range(epochs):
+    optimizer = torch.optim.LBFGS(odds.parameters(), max_iter=300, line_search_fn='strong_wolfe')
+
+    def loss():
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(head(x), y, weight).backward()
-        optimizer.step()
-    return head.eval()
+        cost = F.binary_cross_entropy_with_logits(odds(x), y, weight) + ridge * (odds.sum.weight**2).sum()
+        cost.backward()
+        return cost
+
+    optimizer.step(loss)
+    return odds.eval()
 
 
 def best_line(odds: np.ndarray, there: np.ndarray) -> float:
@@ -726,7 +753,7 @@ def fit_beliefs(
     if existence:
         summaries, there = _existence_data(seen, crossed(beliefs, seen) if head else follow_all(beliefs, seen))
         if there.any() and not there.all():
-            beliefs.existence = train_existence(summaries, there, seed=seed)
+            beliefs.existence = train_existence(summaries, there)
     if head:
         learn_head(beliefs, seen, rounds, seed)
     if head and again:
@@ -754,7 +781,7 @@ FILES = 'beliefs.safetensors', 'beliefs.json'
 SWITCHES = 'memory', 'shape', 'context'
 
 
-def _heads(beliefs: Beliefs) -> dict:  # Name → `Head`
+def _heads(beliefs: Beliefs) -> dict:  # Name → `Standardised`
     "The heads of beliefs, and of those before them"
     own = {k: getattr(beliefs, k) for k in ('head', 'existence') if getattr(beliefs, k) is not None}
     return own | ({f'first.{k}': h for k, h in _heads(beliefs.first).items()} if beliefs.first else {})
@@ -777,9 +804,9 @@ def save(
     write_json(Path(folder) / FILES[1], switches | dict(line=self.line, columns=columns), indent=2)
 
 
-def _loaded(which: str, columns: int, tensors: dict) -> Head:
+def _loaded(which: str, columns: int, tensors: dict) -> Standardised:
     "A head from tensors that are named after it"
-    head, start = Head(columns, 16 if which == 'existence' else 32), f'{which}.'
+    head, start = (Odds if which == 'existence' else Head)(columns), f'{which}.'
     head.load_state_dict({k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)})
     return head.eval()
 
