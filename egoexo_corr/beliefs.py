@@ -349,7 +349,7 @@ class Claims:
     frames: int = 12  # That are kept
 
     def __post_init__(self):
-        self.kept = []  # Descriptors [N, C], claims by name [2, N]: the object's and that of others; those of an unknown
+        self.kept = []  # Descriptors [N, C]; by name the object's claims and others' [2, N]; those of an unknown
 
     def keep(
         self,

@@ -484,7 +484,7 @@ def egoexo_beliefs(
     readers: int = None,  # Processes that read ahead; by default up to 8 for a GPU, none for the CPU
     strict: store_true = False,  # Stop at the first frame that cannot be used; else its pairs are left out
 ):
-    "Learn what to make of a trained matcher's candidates: a head, a memory of earlier answers, existence, a second look"
+    "Learn what to make of a trained matcher's candidates: a head, a memory of answers, a second look, existence"
     from egoexo_corr.second_stage import learn_beliefs
 
     run, others = _named_run(root, name, None), [_named_run(root, n, None) for n in _listed(crossed) or ()]
