@@ -165,11 +165,16 @@ def believed(logits: np.ndarray) -> np.ndarray:  # [..., N], sums to 1
     return e / e.sum(-1, keepdims=True)
 
 # %% ../nbs/13a_evidence.ipynb #3905280d
+def _claims(beliefs: np.ndarray) -> np.ndarray:  # float [B, N]
+    "The highest belief of another object in each candidate"
+    return np.stack([np.delete(beliefs, b, 0).max(0, initial=0) for b in range(len(beliefs))])
+
+
 def _similarity_evidence(found: Found, weighed: Weighed, cosine: np.ndarray) -> dict:  # Name → [B, N]
     B, own, likely = len(found.rows), found.similarity[: len(found.rows)].astype(float), weighed.likely
     others = np.where(found.same[..., None], -np.inf, found.similarity[B:])
     beliefs = believed(likely)
-    claims = np.stack([np.delete(beliefs, b, 0).max(0, initial=0) for b in range(B)])
+    claims = _claims(beliefs)
     best = weighed.logits.max(0, initial=-np.inf)
     return {
         'similarity': own,
@@ -260,7 +265,7 @@ def evidence_again(
     plain, (B, N) = found.similarity.astype(float) / TEMPERATURE, logits.shape
     plain[:B] = logits
     there, beliefs = voted_map(plain, found.here, found.there), believed(logits)
-    claims = np.stack([np.delete(beliefs, b, 0).max(0, initial=0) for b in range(B)])
+    claims = _claims(beliefs)
     columns = {
         'believed': np.maximum(logits - logits.max(1, keepdims=True), -20),
         'believed, ahead': _ahead(logits).clip(-10, 10),
@@ -312,7 +317,7 @@ def recall(self: Memory, sights: np.ndarray, places: np.ndarray) -> np.ndarray: 
 
 # %% ../nbs/13a_evidence.ipynb #b3987133
 BEFORE = ['looks so far', 'looks so far, standardised']
-EXPECTED = ['over the border', 'like the last answer', 'like an earlier answer', 'belief so far', 'belief in the last']
+EXPECTED = ['to the border', 'like the last answer', 'like an earlier answer', 'belief so far', 'belief in the last']
 
 
 @patch
@@ -335,9 +340,9 @@ def expect(
         return np.zeros(len(EXPECTED), np.float32)
     likeliest = [(seen[0], beliefs[0]) for seen, beliefs, _ in self.kept]
     (y, x), (last, belief) = self.kept[-1][2][0], likeliest[-1]
-    over = np.nan_to_num(max(-y, y - 1, -x, x - width)).clip(-0.5, 1)
+    border = np.nan_to_num(max(-y, y - 1, -x, x - width)).clip(-0.5, 0)
     alike = max((sights @ seen).max() * b for seen, b in likeliest)
-    return np.array([over, (sights @ last).max(), alike, np.mean([b for _, b in likeliest]), belief], np.float32)
+    return np.array([border, (sights @ last).max(), alike, np.mean([b for _, b in likeliest]), belief], np.float32)
 
 # %% ../nbs/13a_evidence.ipynb #79d5588e
 CLAIMED = [
