@@ -493,7 +493,8 @@ class _Extraction:
         self.off = off_rate(self.record['videos'], wanted)
         self._discard(wanted)
         if self.record != self.old:
-            write_record(self.root, take.uid, self.record)
+            done = read_record(self.root, take.uid).get('annotation')  # Another process may have been quicker
+            write_record(self.root, take.uid, self.record | {'annotation': done})
         self._begin(pool, wanted)
 
     def _known_facts(self) -> dict:
