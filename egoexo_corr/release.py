@@ -199,10 +199,10 @@ def discard_frames(
     keep=(),  # Indices of frames that stay
 ):
     "Remove frames from a root"
-    for frame in frames_on_disk(root, take, camera) - set(keep):
+    gone, folder = frames_on_disk(root, take, camera) - set(keep), inside(Path(root) / 'processed', take, camera)
+    for frame in gone:
         frame_path(root, take, camera, frame).unlink()
-    folder = inside(Path(root) / 'processed', take, camera)
-    if folder.is_dir() and not any(folder.iterdir()):
+    if gone and not any(folder.iterdir()):  # An empty one may be about to get another process's first frame
         folder.rmdir()
 
 
