@@ -441,6 +441,13 @@ def learn_existence_again(existence: Odds, seen: list, said: list, folds: int, r
             more[i] = s
     return learn_existence(seen, more, ridge)
 
+# %% ../nbs/13b_beliefs.ipynb #00b21867
+def _give_existence(beliefs: Beliefs, seen: list, said: list, folds: int):
+    "Give beliefs existence, where it can be learned, and a second reading of it by folds"
+    beliefs.existence = learn_existence(seen, said)
+    if beliefs.existence is not None and folds:
+        beliefs.existence_again = learn_existence_again(beliefs.existence, seen, said, folds)
+
 # %% ../nbs/13b_beliefs.ipynb #1082b925
 def fit_beliefs(
     train: list[Found],  # Of train takes, best of matchers that were not trained on them
@@ -465,9 +472,7 @@ def fit_beliefs(
         learn_head(beliefs, seen, **how)
     if existence:
         said = unseen(beliefs, seen, folds, **how) if head else follow_all(beliefs, seen)
-        beliefs.existence = learn_existence(seen, said)
-    if beliefs.existence is not None and again:
-        beliefs.existence_again = learn_existence_again(beliefs.existence, seen, said, folds)
+        _give_existence(beliefs, seen, said, folds if again else 0)
     return draw_line(replace(beliefs, first=first), val)
 
 # %% ../nbs/13b_beliefs.ipynb #fa175ac4
@@ -509,7 +514,7 @@ def save(
     columns = {k: len(head.mean) for k, head in heads.items()}
     write_json(Path(folder) / FILES[1], switches | dict(line=self.line, columns=columns), indent=2)
 
-
+# %% ../nbs/13b_beliefs.ipynb #350c1b8d
 def _loaded(which: str, columns: int, tensors: dict) -> Standardised:
     "A head from tensors that are named after it"
     head, start = (Odds if which.startswith('existence') else Head)(columns), f'{which}.'
