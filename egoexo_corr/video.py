@@ -226,8 +226,10 @@ def upright(
 
 
 def _picture(frame) -> np.ndarray:  # uint8 [H, W, 3] RGB
-    "The picture of a decoded frame, upright"
-    image = frame.to_ndarray(format='rgb24')
+    "The picture of a decoded frame, upright; the frame keeps no converter"
+    from av.video.reformatter import VideoReformatter
+
+    image = VideoReformatter().reformat(frame, format='rgb24').to_ndarray()
     matrix = frame.side_data.get('DISPLAYMATRIX')
     return image if matrix is None else upright(image, np.frombuffer(bytes(matrix), np.int32))
 
