@@ -98,6 +98,10 @@ class Beliefs:
     line: float = 0.0  # Over it, existence says that an object is there
     first: 'Beliefs | None' = None  # What was believed before; what it says is looked at again
 
+    def __post_init__(self):
+        if self.existence is None and self.existence_again is not None:
+            raise ValueError('existence_again reads what existence says; give both, or existence alone, or neither')
+
     def units(self, descriptors: np.ndarray) -> np.ndarray:  # float32 [N, C], of length 1
         "Standardised descriptors"
         d = (torch.from_numpy(descriptors) - self.mean) / self.std
