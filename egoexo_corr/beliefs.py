@@ -200,20 +200,19 @@ class Past:
     "What beliefs keep of a track"
 
     def __init__(self, beliefs: Beliefs):
-        self.beliefs, self.memories, self.claims = beliefs, defaultdict(Memory), Claims()
+        self.beliefs, self.memory, self.claims = beliefs, Memory(), Claims()
 
 # %% ../nbs/13b_beliefs.ipynb #8ccdffc4
 @patch
 def recall(self: Past, seen: Considered) -> tuple[np.ndarray, np.ndarray]:  # float32 [B, N, M], [B, 5]
     "What is remembered of a frame pair's candidates, and what is expected of it"
     found, sights = seen.found, seen.sights
-    of = [self.memories[name] for name in found.names]
-    columns = [np.stack([m.recall(sights, found.there) for m in of])]
+    remembered, expected = self.memory.recall(found.names, sights, found.there, found.width)
+    columns = [remembered]
     if self.beliefs.context:
-        looks = self.beliefs.units(found.looks)
-        before = [m.look_back(sights, look) for m, look in zip(of, looks)]
-        columns += [self.claims.recall(sights, found.names), np.stack(before) * self.beliefs.memory]
-    return np.concatenate(columns, -1), np.stack([m.expect(sights, found.width) for m in of])
+        before = self.memory.look_back(found.names, sights, self.beliefs.units(found.looks))
+        columns += [self.claims.recall(sights, found.names), before * self.beliefs.memory]
+    return np.concatenate(columns, -1), expected
 
 # %% ../nbs/13b_beliefs.ipynb #655d38d5
 @patch
@@ -223,8 +222,7 @@ def keep(self: Past, seen: Considered, logits: np.ndarray):
     if not (self.beliefs.memory and len(seen.sights)):
         return
     beliefs = believed(logits)
-    for name, each in zip(found.names, beliefs):
-        self.memories[name].keep(seen.sights, each, found.there)
+    self.memory.keep(found.names, seen.sights, beliefs, found.there)
     if self.beliefs.context:
         self.claims.keep(seen.sights, found.names, beliefs, believed(seen.weighed.logits[B:]), found.same)
 
@@ -266,13 +264,10 @@ def confidence(self: Beliefs, said: Believed) -> np.ndarray:  # float64 [B]
     return torch.from_numpy(self.odds(said) - self.line).sigmoid().numpy()
 
 # %% ../nbs/13b_beliefs.ipynb #30727e20
-def _padded(rows: list, targets: list) -> tuple[Tensor, Tensor]:  # float32 [b, N, K]; float32 [b, N], −1 where none is
-    "A batch of objects with as many candidates as they have"
-    N = max(map(len, rows))
-    x, y = torch.zeros(len(rows), N, rows[0].shape[1]), torch.full((len(rows), N), -1.0)
-    for b, (row, target) in enumerate(zip(rows, targets)):
-        x[b, : len(row)], y[b, : len(row)] = torch.from_numpy(row), torch.from_numpy(target)
-    return x, y
+def _by_object(values: Tensor, sizes: list[int], filling: float) -> Tensor:  # float [b, N]
+    "A row for each object, from what there is of their candidates one after the other [N₁ + … + N_b]"
+    there = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+    return values.new_full(there.shape, filling).masked_scatter(there, values)
 
 
 def belief_loss(
@@ -323,9 +318,10 @@ def train_head(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * steps)
     for _ in range(epochs):
         for batch in np.array_split(rng.permutation(len(known)), steps):
-            rows, fit = _padded(*zip(*(known[k] for k in batch)))
+            rows, fit = (torch.from_numpy(np.concatenate(x)) for x in zip(*(known[k] for k in batch)))
+            sizes = [len(known[k][1]) for k in batch]
             optimizer.zero_grad()
-            belief_loss(head(rows), fit).backward()
+            belief_loss(_by_object(head(rows), sizes, 0), _by_object(fit, sizes, -1)).backward()
             optimizer.step()
             schedule.step()
     return head.eval()
