@@ -290,7 +290,7 @@ class Memory:
         self.kept = {}  # By name: descriptors [F, L, C], beliefs [F, L] and places [F, L, 2], the last frame last
         self.looks = {}  # By name: descriptors [F, C] of the object in its own view
 
-
+# %% ../nbs/13a_evidence.ipynb #6fde79aa
 @patch
 def keep(
     self: Memory,
@@ -299,7 +299,7 @@ def keep(
     beliefs: np.ndarray,  # float [B, N]
     places: np.ndarray,  # float [N, 2]
 ):
-    "Remember the likeliest candidates of each object in a frame; where there are fewer, nothing is believed of the rest"
+    "Remember the likeliest candidates of each object; where there are fewer, nothing is believed of the rest"
     best = np.argsort(-beliefs, 1, kind='stable')[:, : self.likeliest]
     now = sights[best], np.take_along_axis(beliefs, best, 1), places[best]
     if rest := self.likeliest - best.shape[1]:
@@ -309,10 +309,6 @@ def keep(
         self.kept[name] = [np.concatenate([b, x[None]])[-self.frames :] for b, x in zip(before, of)]
 
 # %% ../nbs/13a_evidence.ipynb #a6703cb1
-REMEMBERED = ['is there a memory', 'alike', 'alike, rank', 'like an answer', 'remembered place', 'length of memory']
-EXPECTED = ['to the border', 'like the last answer', 'like an earlier answer', 'belief so far', 'belief in the last']
-
-
 @patch
 def _of(self: Memory, names: list[str]) -> tuple:  # [B, F, L, C], [B, F, L], [B, F, L, 2], [B, F]
     "What is kept of objects, the last frame last, and what it counts by age: nothing where a memory is shorter"
@@ -326,6 +322,10 @@ def _of(self: Memory, names: list[str]) -> tuple:  # [B, F, L, C], [B, F, L], [B
     ages = np.arange(F, 0, -1)
     return *filled, self.decay**ages * (ages <= lengths[:, None])
 
+# %% ../nbs/13a_evidence.ipynb #23dfa49e
+REMEMBERED = ['is there a memory', 'alike', 'alike, rank', 'like an answer', 'remembered place', 'length of memory']
+EXPECTED = ['to the border', 'like the last answer', 'like an earlier answer', 'belief so far', 'belief in the last']
+
 
 @patch
 def recall(
@@ -334,9 +334,7 @@ def recall(
     sights: np.ndarray,  # float [N, C], descriptors of the candidates, of length 1
     places: np.ndarray,  # float [N, 2]
     width: float,  # Of the picture, in image heights
-) -> tuple[
-    np.ndarray, np.ndarray
-]:  # float32 [B, N, 6] as `REMEMBERED` says, [B, 5] as `EXPECTED`; zeros without a past
+) -> tuple:  # float32 [B, N, 6] as `REMEMBERED` says, [B, 5] as `EXPECTED` says; zeros without a past
     "How far candidates are remembered, and what earlier answers say of whether an object is among them at all"
     remembered = np.zeros((len(names), len(sights), len(REMEMBERED)), np.float32)
     expected, known = np.zeros((len(names), len(EXPECTED)), np.float32), [name in self.kept for name in names]
