@@ -50,7 +50,7 @@ def _pass_by(text: JsonText, depth: int) -> bool:
         entries += 1
     return entries > 0
 
-
+# %% ../nbs/15b_comparison.ipynb #fb11cb83
 def _tables_of(path: Path) -> dict:  # Key → whether there is anything in it
     "The tables of a prediction file"
     with JsonText(path) as text:
@@ -91,7 +91,7 @@ def _check_annotations(path: Path, root: Path, split: str):
             file=path,
         )
 
-
+# %% ../nbs/15b_comparison.ipynb #64aae4be
 def _trained_files(folder: Path, gt: JsonFile | None, split: str, answers: Direction | None) -> RunFiles:
     "The files of a training"
     from egoexo_corr.dataset import Annotations, ground_truth
@@ -112,7 +112,7 @@ def _truth_of(gt) -> JsonFile | Path | None:
     "A ground truth as it is scored: a path is read take by take"
     return Path(gt) if isinstance(gt, (str, Path)) else gt and open_json(gt)
 
-
+# %% ../nbs/15b_comparison.ipynb #289341e4
 def holds_truth(
     path: str | Path,  # A JSON file
 ) -> bool:
@@ -162,12 +162,12 @@ SIZES = ['under 0.1 %', '0.1 to 0.5 %', '0.5 to 2 %', 'over 2 %']
 
 THERE = {True: 'there', False: 'not there'}
 
-
+# %% ../nbs/15b_comparison.ipynb #035079e5
 def _sizes(shares: pd.Series) -> pd.Series:
     "Sizes in words, in order"
     return pd.cut(shares, SIZE_EDGES, labels=SIZES, include_lowest=True).cat.add_categories(UNKNOWN).fillna(UNKNOWN)
 
-
+# %% ../nbs/15b_comparison.ipynb #62af4e8a
 def _strata(both: pd.DataFrame) -> dict:  # Stratum → the group of each row
     "What is known of shared pairs"
     exo = both.source_cam if view_of(both.source_cam.iloc[0]) == 'exo' else both.dest_cam
@@ -209,7 +209,7 @@ def unshared_pairs(results: list[Result]) -> pd.DataFrame:  # PAIR, and a column
     table = table.notna()
     return table[~table.all(axis=1)].reset_index()
 
-
+# %% ../nbs/15b_comparison.ipynb #867bb1e1
 def _distinct(results: list[Result]) -> list[Result]:
     "Results whose labels differ: those of one name are numbered"
     labels = [r.label for r in results]
@@ -231,7 +231,7 @@ class Comparison:
     def direction(self) -> Direction:
         return self.results[0].direction
 
-
+# %% ../nbs/15b_comparison.ipynb #65e5995a
 def _differences(results: list[Result], n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     "`Comparison.differences` and `Comparison.strata`"
     rows, strata = {}, {}
@@ -259,7 +259,7 @@ def direction_of(
     path = Path(run) / f'predictions_{split}.json' if Path(run).is_dir() else Path(run)
     return _direction_of(path, direction) if path.is_file() else None
 
-
+# %% ../nbs/15b_comparison.ipynb #be85a4d6
 def _scored(run, gt, split: str, answers: Direction | None, protocol: str, resize: bool) -> Result:
     "A run from wherever it is, scored"
     return score(find_run(run, gt, split, answers=answers), protocol, resize, partial=True)
@@ -276,7 +276,7 @@ def _check_directions(runs: list, answers: list, wanted: str | None):
         where = dict(file=path) if path and path.exists() else {}
         raise DataError(f'{label} answers {found}, and this comparison is of {wanted}', **where)
 
-
+# %% ../nbs/15b_comparison.ipynb #b17a0568
 def _scored_runs(runs: list, gt, direction, protocol, resize, split, workers: int) -> list[Result]:
     "Runs scored side by side; what is no run, or is of another direction, is refused before any is scored"
     to_score = [run for run in runs if not isinstance(run, Result)]
@@ -327,14 +327,14 @@ def _interval(mean: float, low: float, high: float, signed: bool = False) -> str
         return '–'
     return f'{mean:{sign}.3f}' + ('' if np.isnan(low) else f' ({low:{sign}.3f} to {high:{sign}.3f})')
 
-
+# %% ../nbs/15b_comparison.ipynb #cdd29144
 def readable_runs(comparison: Comparison) -> pd.DataFrame:
     "`Comparison.runs` for people"
     runs, evidence = comparison.runs, comparison.runs.evidence[['pairs', 'visible', 'takes', 'objects']]
     texts = {NAMES[m]: [_interval(*row) for row in runs[m].itertuples(index=False)] for m in METRICS}
     return evidence.assign(**texts)
 
-
+# %% ../nbs/15b_comparison.ipynb #30f25f15
 def readable_differences(
     table: pd.DataFrame,  # `Comparison.differences` or `.strata`
 ) -> pd.DataFrame:  # The counts, both means, and the difference with its interval
@@ -352,7 +352,7 @@ def _place(pair) -> str:
     take, obj, source, dest, frame = pair[PAIR]
     return f'take {take}, object {obj}, {source} → {dest}, frame {frame}'
 
-
+# %% ../nbs/15b_comparison.ipynb #c6e374b7
 def pairs_in_words(comparison: Comparison) -> list[str]:
     "Which pairs were asked for, answered and shared, a line each"
     lines, unshared, labels = [], comparison.unshared, [r.label for r in comparison.results]
@@ -401,7 +401,7 @@ def _dots(ax, rows: pd.DataFrame, places, color, label=None):
     ax.plot(rows.difference[known], places[known], 'o', ms=4.5, color=color, label=label)
     ax.plot(rows.difference[~known], places[~known], 'o', ms=4.5, mfc='white', color=color)
 
-
+# %% ../nbs/15b_comparison.ipynb #7efebe79
 def _plot_against(ax, tables: dict, title: str):
     "Differences to the first run, a row a group, a colour a run; `tables`: label → differences by group"
     groups = list(dict.fromkeys(g for t in tables.values() for g in t.index))

@@ -22,7 +22,7 @@ from .scene import EGO, EXO, Eyes, Stage, camera_look, develop, sim_missing
 # %% ../nbs/07c_mini.ipynb #cell106
 FPS = 30  # Of the videos
 
-
+# %% ../nbs/07c_mini.ipynb #f22c327d
 def write_video(
     path,  # The mp4 to write
     frames,  # uint8 [H, W, 3] images, RGB
@@ -56,7 +56,7 @@ LEAST = dict(ego=60, exo=20)  # Pixels: a smaller mask is not annotated
 
 PACE = dict(train=2, val=1, test=1)  # Seconds from one annotated frame to the next
 
-
+# %% ../nbs/07c_mini.ipynb #03a08afe
 class TakePlan(NamedTuple):
     "What identifies a take: the same plan gives the same bytes"
 
@@ -164,7 +164,7 @@ def make_take(
     write_json(part, entry)
     return entry
 
-
+# %% ../nbs/07c_mini.ipynb #bcd638d2
 def plans(seed: int, takes, seconds: int) -> list[TakePlan]:  # `takes`: how many of train, val and test
     "The takes of a release"
     if len(takes) != 3 or min(takes) < 0 or not sum(takes):

@@ -38,7 +38,7 @@ def caption_strip(
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #86dbb04a
 def stack(
     pictures,  # uint8 [H, W, 3] each
 ) -> np.ndarray:  # uint8 [H, W, 3]
@@ -54,12 +54,12 @@ def sized(
     "Arguments of a control of some width, whose description takes the room it needs"
     return dict(layout=W.Layout(width=f'{width}px'), style=dict(description_width='auto'), **kwargs)
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #66c8371c
 def wrapped(*widgets) -> W.HBox:
     "Widgets in a row, or in several where the page is narrow"
     return W.HBox(widgets, layout=W.Layout(flex_flow='row wrap'))
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #c9fc8800
 def button(
     text: str,  # On it
     f,  # Called without arguments when it is pressed
@@ -99,6 +99,8 @@ def take_names(
 
 # %% ../../nbs/16b_explore_explorer.ipynb #836fdc16
 USUAL, NARROWEST, WIDEST, COMPACT = 1110, 480, 1800, 1000  # Widths of an explorer in pixels; compact below the last
+
+# %% ../../nbs/16b_explore_explorer.ipynb #0ed47138
 WIDTH_SCRIPT = """
 const room = root.querySelector('.egoexo-room input');
 const say = () => {
@@ -110,6 +112,8 @@ const say = () => {
 let later;
 new ResizeObserver(() => { clearTimeout(later); later = setTimeout(say, 120); }).observe(root);
 """
+
+# %% ../../nbs/16b_explore_explorer.ipynb #0eb48252
 MOUSE_SCRIPT = """
 let scrolled = -1000;
 document.addEventListener('scroll', () => { scrolled = performance.now(); }, true);
@@ -153,7 +157,7 @@ def run_in_page(
 VERDICTS = ['', 'right', 'wrong', 'unclear', 'annotation wrong']
 REMARKS = ['verdict', 'note']
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #e1f4b952
 class Notes:
     "What a person says about pairs: a verdict and a note each, in a CSV file"
 
@@ -220,7 +224,7 @@ def beside(self: Notes, table: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/16b_explore_explorer.ipynb #cell030
 OPEN, _ORDER = weakref.WeakValueDictionary(), itertools.count()  # Explorers in the order in which they were opened
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #3e18c0a6
 class Explorer(W.VBox):
     "What the explorers share: next and previous, export, notes, and a picture for where widgets cannot run"
 
@@ -263,7 +267,7 @@ def lay_out(
     remarks = wrapped(self.verdict, self.note)
     self.children = [*rows, self.buttons, remarks, self.status, self.room, self.page]
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #a5c8d264
 @patch
 def refuse(self: Explorer, error: EgoExoError):
     "Say what could not be done"
@@ -289,7 +293,7 @@ def hold(self: Explorer):
         finally:
             self.held = held
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #bcb58e63
 @patch
 def when_changed(self: Explorer, f, *controls):
     "Call `f()` when the value of a control changes, unless they are held; what it refuses is said in the status line"
@@ -318,7 +322,7 @@ def show_note(self: Explorer):
         self.verdict.value, self.note.value = verdict, note
         self.verdict.disabled = self.note.disabled = self.row is None
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #442b13c3
 @patch
 def keep_note(self: Explorer):
     "Keep what is said of the pair in view"
@@ -359,13 +363,13 @@ def still(self: Explorer):  # An IPython image
         self.picture().save(jpeg, 'JPEG', quality=82)
         return Image(jpeg.getvalue())
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #bdb74df3
 @patch
 def pictures(self: Explorer) -> list:
     "The parts of the current view, from top to bottom"
     return [s.pixels() for s in self.screens]
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #e3e00019
 @patch
 def _target(self: Explorer, path, ending: str) -> Path:
     "Where to save: as asked, or in the current folder under a name made of the caption"
@@ -396,7 +400,7 @@ def save_csv(
     self.status.value = f'saved {path.name}, {len(rows)} rows'
     return path
 
-
+# %% ../../nbs/16b_explore_explorer.ipynb #364bf6e7
 @patch
 def _repr_mimebundle_(self: Explorer, **kwargs) -> dict:
     return {**W.VBox._repr_mimebundle_(self, **kwargs), 'image/jpeg': base64.b64encode(self.still().data).decode()}

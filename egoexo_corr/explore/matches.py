@@ -66,7 +66,7 @@ class Scene(NamedTuple):
     same: object = None  # bool [B, R], where they are the object itself
     places: tuple = None  # float [B+R, 2] and [P, 2], centroids of masks and rivals, and of proposals, in image heights
 
-
+# %% ../../nbs/19_explore_matches.ipynb #90be6343
 def _existence(seen: bool, looked_for: bool) -> str:  # A key of `EXISTS`
     return 'visible' if seen else 'not visible' if looked_for else 'not annotated'
 
@@ -172,7 +172,7 @@ def _side(self: PhotoScene, propose, photograph, view: str) -> tuple:  # Image, 
     descriptors = self.features.descriptors('proposals', *where, dict(enumerate(found.rles)), found.boxes)
     return image, found.rles, descriptors, self.features.map(*where)
 
-
+# %% ../../nbs/19_explore_matches.ipynb #a0c91277
 @patch
 def names(self: PhotoScene, i: int) -> list[str]:
     "The proposals that can be asked for"
@@ -205,7 +205,7 @@ def heat_colors(
     low, high = (values.min(), values.max()) if values.size else (0, 1)
     return (colormaps[name]((values - low) / max(high - low, 1e-12))[..., :3] * 255).round().astype(np.uint8)
 
-
+# %% ../../nbs/19_explore_matches.ipynb #7b98edeb
 def attention_picture(
     image: np.ndarray,  # uint8 [H, W, 3]
     weights: np.ndarray,  # float [h, w]
@@ -405,7 +405,7 @@ def arrange(self: MatchExplorer):
         panel.place((4 + i * head, 22, head - 6, head))
     self.both, self.beside = (self._draw_source, self._draw_dest), list(self.boxes)
 
-
+# %% ../../nbs/19_explore_matches.ipynb #62775eea
 @patch
 def redraw(self: MatchExplorer):
     "Compose everything anew"
@@ -454,7 +454,7 @@ class Seen(NamedTuple):
     areas: np.ndarray  # int [P], pixels of the proposals
     pickable: list  # The numbers of the masks at the pixels of both frames
 
-
+# %% ../../nbs/19_explore_matches.ipynb #6252aea1
 @patch
 def prepare(self: MatchExplorer, i: int) -> Seen:
     "A scene, seen by the matcher"
@@ -477,7 +477,7 @@ def looked(self: MatchExplorer, s: Scene) -> tuple:  # Match and gaze, on the CP
     of_objects, of_proposals = (w.cpu() for w in self.model.attention_maps(*inputs))
     return match, (of_objects[:, 0], of_proposals[0])
 
-
+# %% ../../nbs/19_explore_matches.ipynb #d17e4be3
 @patch
 def on_device(self: MatchExplorer, *tensors) -> list:
     "Tensors where the matcher is"
@@ -498,7 +498,7 @@ def _remember(self: MatchExplorer):
 
     self.prepared, self.ahead = prepared, 1
 
-
+# %% ../../nbs/19_explore_matches.ipynb #5fdd539d
 @patch
 def prepare_next(self: MatchExplorer):
     "Prepare the frame pair that comes next, while nobody waits"
@@ -514,7 +514,7 @@ def prepare_next(self: MatchExplorer):
         later.daemon = True
         later.start()
 
-
+# %% ../../nbs/19_explore_matches.ipynb #3bbc0191
 @patch(as_prop=True)
 def seen(self: MatchExplorer) -> Seen:
     "The frame pair in view"
@@ -539,7 +539,7 @@ class Answer(NamedTuple):
     truth: list  # The RLE of the object in the destination, if it is known there
     fits: np.ndarray  # IoU of each proposal with it; NaN where nobody knows
 
-
+# %% ../../nbs/19_explore_matches.ipynb #ebd050f4
 @patch(as_prop=True)
 def answer(self: MatchExplorer) -> Answer:
     "The answer for the chosen object"
@@ -553,7 +553,7 @@ def answer(self: MatchExplorer) -> Answer:
         self.answered = Answer(similarity, np.argsort(-similarity, kind='stable'), truth, fits)
     return self.answered
 
-
+# %% ../../nbs/19_explore_matches.ipynb #32e5b0b0
 @patch(as_prop=True)
 def candidate(self: MatchExplorer) -> int | None:
     "The proposal that was clicked, or else the most similar one"

@@ -95,7 +95,7 @@ def previous(self: PairExplorer):
     "One frame back"
     self.step(-1)
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #4d918ca3
 @patch
 def step(self: PairExplorer, n: int):
     "Some frames on; after the last comes the first"
@@ -129,7 +129,7 @@ def _take_options(root: Path) -> list[tuple[str, str]]:  # (name and split, uid)
     names = take_names(root)
     return [(f'{names.get(u, u)} ({s})', u) for u, s in uids.items()]
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #b946c71c
 @patch
 def _frame_controls(self: PairExplorer):
     "Make the controls of the frame, and of what is drawn over it"
@@ -169,7 +169,7 @@ def arrange(self: PairExplorer):
     self.screens[0].resize(self.width, self.height + 30)
     self.boxes = [(left, 24, half, self.height) for left in (5, half + 15)]
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #a797c749
 @patch
 def look_at(
     self: PairExplorer,
@@ -237,7 +237,7 @@ def redraw(self: PairExplorer):
     "Compose both views anew"
     self.screens[0].redraw(self._draw_source, self._draw_dest)
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #3cb93c7e
 @patch
 def _draw_nothing(self: PairExplorer, i: int):
     "Say that there is no pair, in one of the views"
@@ -261,7 +261,7 @@ def _frame(self: PairExplorer, i: int, camera: str) -> tuple[np.ndarray, str]:  
     panel.keep_to((row['take'], camera))
     return image, note
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #459df78a
 @patch
 def _draw_source(self: PairExplorer):
     if (row := self.row) is None:
@@ -320,7 +320,7 @@ def _read_proposals(self: PairExplorer, row, size: tuple[int, int]):
     self.fits = rle_iou(self.proposals.rles, [rle_resize(r, self.proposals.size) for r in self.truth]).max(1, initial=0)
     self.status.value = f'{len(self.proposals)} proposals; point at one to name it, click to keep it'
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #a0ed356c
 @patch
 def _dest_picture(self: PairExplorer, image: np.ndarray) -> np.ndarray:
     "The part of the destination that is seen, with proposals and truth"
@@ -362,7 +362,7 @@ def proposal_at(self: PairExplorer, event) -> int | None:
     k = int(self.index[self.dest.spot(place)])
     return k if k >= 0 else None
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #811bbafa
 @patch
 def name_proposal(self: PairExplorer, k: int) -> str:
     "A proposal in words"
@@ -370,7 +370,7 @@ def name_proposal(self: PairExplorer, k: int) -> str:
     score = '' if np.isnan(p.scores[k]) else f'score {p.scores[k]:.2f}, '
     return f'proposal {k} of {len(p)}: {score}{p.areas[k]:,} pixels, IoU with the truth {self.fits[k]:.2f}'
 
-
+# %% ../../nbs/17_explore_pairs.ipynb #f6c58407
 @patch
 def pointed(self: PairExplorer, event):
     "Name what is under the mouse, and show its neighbours"

@@ -102,7 +102,7 @@ MEASURES = {
     'd_iou': 'Δ IoU',
 }
 
-
+# %% ../../nbs/18_explore_results.ipynb #af161585
 def result_table(
     a: RunMasks,
     b: RunMasks = None,  # To compare with
@@ -221,6 +221,8 @@ LIST_STYLE = (
     '.egoexo-head button {margin: 0; text-align: left; overflow: hidden; text-overflow: clip} '
     '.egoexo-list select {padding: 0 2px}</style>'
 )
+
+
 WIDTHS = {
     'one': dict(iou=4, shape_acc=5, location_score=5, confidence=5, verdict=5),
     'two': dict(iou_a=5, iou_b=5, d_iou=6, verdict=5),
@@ -370,7 +372,7 @@ def _head(self: ResultExplorer, column: str, width: int):
     head.column, head.layout.height, head.layout.margin = column, '22px', '0'
     return head
 
-
+# %% ../../nbs/18_explore_results.ipynb #26506848
 @patch
 def _mark_heads(self: ResultExplorer):
     "Say by which column the list is ordered, and which way"
@@ -388,7 +390,7 @@ def narrow(self: ResultExplorer):
         offer(self.object, [('all', ''), *((o, o) for o in sorted(here['object'].unique()))])
     self.rescale()
 
-
+# %% ../../nbs/18_explore_results.ipynb #d5d2316c
 @patch
 def rescale(self: ResultExplorer):
     "Fit the range to the measure, all of it selected"
@@ -442,7 +444,7 @@ def show_differences(self: ResultExplorer):
     self.measure.value = 'd_iou'
     self.sort('d_iou', None)
 
-
+# %% ../../nbs/18_explore_results.ipynb #1c5a273e
 @patch
 def choose(
     self: ResultExplorer,
@@ -502,7 +504,7 @@ def _turn_page(self: ResultExplorer):
         f'rows {start + 1} to {start + len(rows)} of {len(self.rows):,}' if len(rows) else 'nothing is selected'
     )
 
-
+# %% ../../nbs/18_explore_results.ipynb #85c70f94
 @patch
 def _summarise(self: ResultExplorer):
     "What is selected, in numbers"
@@ -569,7 +571,7 @@ def drop(self: ResultExplorer, event):
     self.press, wide = None, ends[1] - ends[0] > 0.01 * (self.range.max - self.range.min)
     self.range.value = tuple(np.round(ends, 2)) if wide else (self.range.min, self.range.max)
 
-
+# %% ../../nbs/18_explore_results.ipynb #8602d548
 @patch
 def picked(self: ResultExplorer, event):
     "Go to the row of a picture"
@@ -583,7 +585,7 @@ def picked(self: ResultExplorer, event):
 RUNS = PALETTE[0], PALETTE[1]  # Colours
 THUMB = 127, 158  # Height and width of a place in the gallery
 
-
+# %% ../../nbs/18_explore_results.ipynb #ee088786
 def small_text(
     text: str,
     size: tuple[int, int],  # (height, width)
@@ -596,7 +598,7 @@ def small_text(
     ImageDraw.Draw(picture).text((1, 1), text, 'black', ImageFont.truetype(findfont('DejaVu Sans'), 12))
     return np.asarray(picture)
 
-
+# %% ../../nbs/18_explore_results.ipynb #28308daa
 def frame_of(
     size: tuple[int, int],  # (height, width)
     width: int,  # Pixels
