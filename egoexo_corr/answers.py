@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 from .core import ArgumentError, Direction, read_json, side_by_side, this_process, write_json
-from .dataset import ground_truth, write_note
+from .annotations import write_note
+from .dataset import ground_truth
 from .metrics import Evaluation, evaluate
 from .frames import FramePairs
 from .prediction import chance_scores, cosine_scores, oracle_scores, predict, temporal_consistency

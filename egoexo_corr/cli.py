@@ -129,7 +129,7 @@ def egoexo_import(
     nothing; an object without a mask in the folder of a photograph is not there, and a photograph without such a
     folder is open. Or all masks in one COCO JSON, annotations.json in FOLDER, with file_name kitchen/ego.jpg and so on.
     """
-    from egoexo_corr.photographs import import_photographs
+    from egoexo_corr.drawn_scenes import import_photographs
 
     _summary(import_photographs(folder, root, split, annotations, strict=strict))
 
@@ -420,7 +420,7 @@ def _opened(root, run, proposals):
 
 def _end_answers(run, proposals, out, why: str):
     "Print what is not known about a run, what is other than in its training, and what became of its answers"
-    from egoexo_corr.dataset import what_changed
+    from egoexo_corr.annotations import what_changed
 
     then = run.made_from.get('settings of the proposals')
     if then is None:
@@ -438,7 +438,8 @@ def _answers_path(root, trained, name, split: str, beliefs: bool) -> Path:
 # %% ../nbs/20_cli.ipynb #43822891
 def _write_truth(gt: str, root, split: str, trained, made_from: dict):
     "Write the ground truth of the pairs that a training answers, and of which annotations it is"
-    from egoexo_corr.dataset import write_ground_truth, write_note
+    from egoexo_corr.annotations import write_note
+    from egoexo_corr.dataset import write_ground_truth
 
     write_ground_truth(gt, root, split, trained.config['direction'])
     write_note(gt, {split: made_from[split]})
@@ -549,7 +550,7 @@ def egoexo_find(
 # %% ../nbs/20_cli.ipynb #cell034
 def _check_same_annotations(gt, pred):
     "`DataError` if a ground truth and predictions of `egoexo_predict` are of other annotations; others nobody knows"
-    from egoexo_corr.dataset import read_note, what_changed
+    from egoexo_corr.annotations import read_note, what_changed
 
     there, here = (
         dict(split for split in read_note(path).items() if split[0] in ('train', 'val', 'test')) for path in (gt, pred)
@@ -632,7 +633,7 @@ def _camera_sizes(root, take: str, cameras) -> dict:  # Camera → [height, widt
 def _whole_split(root: str, split: str) -> dict:  # As a ground-truth JSON
     "All that a root knows of a split: every take, every object, whether it has pairs or not"
     from egoexo_corr.relations import read_splits
-    from egoexo_corr.dataset import Annotations
+    from egoexo_corr.annotations import Annotations
 
     annotations, takes = Annotations(root, keep=1), {}
     for uid in read_splits(Path(root) / 'processed' / 'split.json').get(split, []):

@@ -81,7 +81,7 @@ def _direction_of(path: Path, wanted: str | None) -> Direction:
 # %% ../nbs/15b_comparison.ipynb #cc908642
 def _check_annotations(path: Path, root: Path, split: str):
     "`DataError` if a root's annotations changed after predictions were made; where nobody noted them, nobody knows"
-    from egoexo_corr.dataset import annotation_digest, read_note, what_changed
+    from egoexo_corr.annotations import annotation_digest, read_note, what_changed
 
     then = read_note(path).get(split, {}).get('annotation', {})
     now = {take: annotation_digest(root, take) for take in then}
@@ -94,7 +94,8 @@ def _check_annotations(path: Path, root: Path, split: str):
 # %% ../nbs/15b_comparison.ipynb #64aae4be
 def _trained_files(folder: Path, gt: JsonFile | None, split: str, answers: Direction | None) -> RunFiles:
     "The files of a training"
-    from egoexo_corr.dataset import Annotations, ground_truth
+    from egoexo_corr.annotations import Annotations
+    from egoexo_corr.dataset import ground_truth
 
     path, root = folder / f'predictions_{split}.json', folder.resolve().parent.parent
     if not path.is_file():

@@ -40,7 +40,8 @@ from .masks import rle_decode, rle_encode, rle_resize
 from .relations import SPLITS, read_splits
 from .release import frame_path, frame_size, prepare
 from .images import GRIDS
-from .dataset import Annotations, frame_digest, frames_of, load_frame, pairs_path, read_pairs, write_pairs
+from .annotations import Annotations, frame_digest, load_frame
+from .dataset import frames_of, pairs_path, read_pairs, write_pairs
 from .backbones import STANDARD, Backbone, load
 from . import __version__
 

@@ -38,7 +38,7 @@ from .masks import rle_decode, rle_encode, rle_iou, rle_resize
 from .video import save_frame
 from .release import frame_path, write_annotation
 from .images import resize_image
-from .dataset import load_frame
+from .annotations import load_frame
 from .photographs import coco_annotations, match_photograph, read_mask_png, read_photograph, upright_mask
 from .proposals import Proposer
 from .backbones import load

@@ -34,16 +34,8 @@ from .masks import adjacency, box_iou, resize_boxes, rle_boxes, rle_centroids, r
 from .relations import SPLITS
 from .release import frame_path
 from .images import GRIDS
-from egoexo_corr.dataset import (
-    Annotations,
-    FrameAnnotation,
-    frame_digest,
-    frames_of,
-    load_frame,
-    pairs_path,
-    annotation_digest,
-    read_pairs,
-)
+from .annotations import Annotations, FrameAnnotation, frame_digest, load_frame, annotation_digest
+from .dataset import frames_of, pairs_path, read_pairs
 from .proposals import Proposals, make_proposals
 from .backbones import Backbone
 from egoexo_corr.features import (

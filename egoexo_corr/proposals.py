@@ -40,7 +40,8 @@ from egoexo_corr.core import (
 from .masks import MAX_PIXELS, Runs, rle_areas, rle_boxes, rle_from_runs, rle_iou, rle_resize
 from .relations import SPLITS
 from .release import frame_path, frame_size, same_shape
-from .dataset import Annotations, frame_digest, frames_of, load_frame, pairs_path, read_pairs
+from .annotations import Annotations, frame_digest, load_frame
+from .dataset import frames_of, pairs_path, read_pairs
 import egoexo_corr
 
 # %% ../nbs/08_proposals.ipynb #cell007

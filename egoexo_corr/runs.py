@@ -29,7 +29,8 @@ from egoexo_corr.core import (
 )
 from .release import file_fingerprint
 from .images import RULES
-from .dataset import annotation_digest, frames_of, is_note, pairs_path, read_note, read_pairs, what_changed
+from .annotations import annotation_digest, is_note, read_note, what_changed
+from .dataset import frames_of, pairs_path, read_pairs
 from .pairs import places_by_count
 from .omama import OMaMa
 from .frames import FramePairs, proposals_name

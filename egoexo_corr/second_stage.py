@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from .core import ArgumentError, DataError, FileError, differences, this_process
-from .dataset import file_fingerprint, pairs_path, read_note, read_pairs, write_note
+from .release import file_fingerprint
+from .annotations import read_note, write_note
+from .dataset import pairs_path, read_pairs
 from .beliefs import FILES, Beliefs, find_all, fit_beliefs
 from .frames import FramePairs
 from egoexo_corr.runs import (

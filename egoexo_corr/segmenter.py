@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from .core import atomic_path, view_of
 from .masks import rle_areas, rle_decode, rle_iou, rle_resize
-from .dataset import Annotations
+from .annotations import Annotations
 from .proposals import Proposals, import_ultralytics, load_fastsam, same_threads
 
 # %% ../nbs/09_segmenter.ipynb #26ac167f

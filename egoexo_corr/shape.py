@@ -24,7 +24,8 @@ from .video import save_frame, toy_video
 from .relations import SPLITS, wanted_frames
 from .release import video_facts, video_path, write_record
 from .images import image_size
-from .dataset import Annotations, frame_digest, pairs_path, read_pairs
+from .annotations import Annotations, frame_digest
+from .dataset import pairs_path, read_pairs
 from .proposals import make_proposals, write_proposals
 from .features import FORMAT, FeatureStore, tensors_header
 

@@ -23,7 +23,7 @@ from ..masks import draw_masks, rle_areas, rle_centroids, rle_resize
 from ..video import save_frame
 from ..release import frame_path
 from ..images import resize_image
-from ..dataset import load_frame
+from ..annotations import load_frame
 from ..photographs import read_photograph
 from ..proposals import Proposer, ProposalStore
 from ..report import PAIR

@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from ..core import DataError, Direction, EgoExoError, FileError, view_of
 from ..masks import PALETTE, adjacency, draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
 from ..relations import read_splits
-from ..dataset import Annotations, TakeAnnotation, make_pairs
+from ..pairs import make_pairs
+from ..annotations import Annotations, TakeAnnotation
 from ..proposals import ProposalStore
 from ..report import PAIR
 from egoexo_corr.explore.panels import (

@@ -37,7 +37,7 @@ from egoexo_corr.masks import (
     runs_window,
 )
 from ..images import resize_image
-from ..dataset import load_frame
+from ..annotations import load_frame
 
 # %% ../../nbs/16_explore_panels.ipynb #cell009
 LOCK = threading.RLock()  # Held by whoever draws, copies a picture, or reacts to a browser
