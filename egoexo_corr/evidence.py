@@ -53,7 +53,7 @@ def _shares(rles: list) -> np.ndarray:  # float64 [N]
     "Areas, as shares of the picture"
     return rle_areas(rles) / np.prod(rles[0]['size']) if rles else np.zeros(0)
 
-
+# %% ../nbs/13a_evidence.ipynb #8b8ea997
 def _within(rles: list) -> np.ndarray:  # float32 [N, N]
     "Which share of each mask lies in each other one"
     if not rles:
@@ -98,7 +98,7 @@ class Weighed(NamedTuple):
     asked: np.ndarray  # float64 [B, N], what asking back takes off by similarity alone
     map: VotedMap
 
-
+# %% ../nbs/13a_evidence.ipynb #bd6c7d01
 def weigh(found: Found) -> Weighed:
     "Weigh all things by similarity and place, then ask back"
     B, plain = len(found.rows), found.similarity.astype(float) / TEMPERATURE
@@ -145,12 +145,12 @@ def _standard(x: np.ndarray) -> np.ndarray:
     "Values [B, N] against the other candidates of their row"
     return (x - x.mean(1, keepdims=True)) / (x.std(1, keepdims=True) + 1e-6)
 
-
+# %% ../nbs/13a_evidence.ipynb #8e0a4cf7
 def _rank(x: np.ndarray) -> np.ndarray:
     "Log of the rank in a row, from 0 for the highest"
     return np.log1p(np.argsort(np.argsort(-x, 1, kind='stable'), 1, kind='stable'))
 
-
+# %% ../nbs/13a_evidence.ipynb #6c9188e8
 def _ahead(x: np.ndarray) -> np.ndarray:
     "How far a value is ahead of the highest of the others of its row"
     if x.shape[1] < 2:
@@ -158,7 +158,7 @@ def _ahead(x: np.ndarray) -> np.ndarray:
     first, second = np.sort(x, 1)[:, :-3:-1].T[..., None]
     return x - np.where(x == first, second, first)
 
-
+# %% ../nbs/13a_evidence.ipynb #6e7ce680
 def believed(logits: np.ndarray) -> np.ndarray:  # [..., N], sums to 1
     "Beliefs: the softmax over candidates"
     e = np.exp(logits - logits.max(-1, keepdims=True, initial=-np.inf))
@@ -169,7 +169,7 @@ def _claims(beliefs: np.ndarray) -> np.ndarray:  # float [B, N]
     "The highest belief of another object in each candidate"
     return np.stack([np.delete(beliefs, b, 0).max(0, initial=0) for b in range(len(beliefs))])
 
-
+# %% ../nbs/13a_evidence.ipynb #bbbf3cf8
 def _similarity_evidence(found: Found, weighed: Weighed, cosine: np.ndarray) -> dict:  # Name → [B, N]
     B, own, likely = len(found.rows), found.similarity[: len(found.rows)].astype(float), weighed.likely
     others = np.where(found.same[..., None], -np.inf, found.similarity[B:])
@@ -197,7 +197,7 @@ def _away(found: Found, places: np.ndarray) -> np.ndarray:  # float64 [B, N], 0 
     "How far candidates are from where objects are expected; 1 where nobody knows"
     return np.nan_to_num(np.linalg.norm(places[:, None] - found.there, axis=-1), nan=1.0).clip(0, 1)
 
-
+# %% ../nbs/13a_evidence.ipynb #c5f7b93f
 def _mapped(found: Found, there: VotedMap) -> tuple:  # [B, N], [B, N], [B, 1], number
     "How far candidates are from an object's place by the map and by the bent one; how far outside that is; the scale"
     B, N = len(found.rows), len(found.areas)
@@ -358,7 +358,7 @@ def _remembered(self: Memory, cosine, places, beliefs, at, ages) -> np.ndarray: 
     columns = 1, alike - alike.max(1, keepdims=True), _rank(alike), like, np.log(there + 1e-3), length
     return np.stack([np.broadcast_to(c, alike.shape) for c in columns], -1)
 
-
+# %% ../nbs/13a_evidence.ipynb #1b7fe99a
 @patch
 def _expected(self: Memory, nearest, width, beliefs, last, ages) -> np.ndarray:  # [B, 5]
     "What is expected of a frame: answers [B, F] are as near to it, and were as surely believed; the last was there"
@@ -479,7 +479,7 @@ def _before(self: Presence, name: str, now: float) -> list[float]:  # Those of `
     mean = np.average(odds, weights=self.decay ** np.arange(len(odds), 0, -1.0))
     return [1, mean, odds[-1], max(odds), now - mean, min(len(odds), 5)]
 
-
+# %% ../nbs/13a_evidence.ipynb #624e3146
 @patch
 def compare(
     self: Presence,

@@ -80,7 +80,7 @@ def _write_descriptors(store: FeatureStore, kind: str, take: str, camera: str, n
     about = {k: {f: noted[f] for f in order if f in noted} for k, noted in about.items()}
     store.write(kind, take, camera, {int(f): (new | kept)[int(f)] for f in order}, **about, made_from=made_from)
 
-
+# %% ../nbs/12_frames.ipynb #1d1c9415
 def _notes(store: FeatureStore, kind: str, take: str, camera: str) -> dict:
     "What is noted of a camera's descriptors, by frame: their masks, names, and the file that the masks are in"
     there = store.about(kind, take, camera) if is_present(store, kind, take, camera) else {}
@@ -199,7 +199,7 @@ def keep(
     with folder_lock(self.store.folder, wait=True, part=f'{take}/{camera}'):
         return describe_camera(self.store, kind, take, camera, masks, how, boxes, source)
 
-
+# %% ../nbs/12_frames.ipynb #401b9024
 @patch
 def full_map(self: StoredFeatures, take: str, camera: str, frame: int) -> Tensor:  # float16 [C, h, w]
     "A frame's map, which knows its `Place`"
@@ -385,7 +385,7 @@ class Overlaps(NamedTuple):
     places: np.ndarray  # float64 [P, 2], and of the proposals
     proposals: list  # P RLEs
 
-
+# %% ../nbs/12_frames.ipynb #1940055f
 def _places(rles) -> np.ndarray:  # float64 [N, 2]
     "Centroids of masks, row and column in image heights"
     return (rle_centroids(rles) + 0.5) / np.array([r['size'][0] for r in rles], float).reshape(-1, 1)
@@ -422,7 +422,7 @@ def _unpacked(entry: Tensor) -> Overlaps:
     rles = json.loads(content.pop('proposals').tobytes())
     return Overlaps(**content, proposals=[{'size': size, 'counts': counts} for size, counts in rles])
 
-
+# %% ../nbs/12_frames.ipynb #5d72fb8d
 def _overlaps_kind(of: tuple) -> str:
     "The folder of overlaps in a store"
     return f'overlaps-{of[1]}-{of[0]}' if of[0] else 'overlaps-none'
@@ -534,7 +534,7 @@ def propose(self: FrameMasks, take: str, camera: str, frame: int) -> Proposals:
         return found
     return make_proposals(found[0]['size'] if found else (1, 1), found)
 
-
+# %% ../nbs/12_frames.ipynb #d7b3256a
 @patch
 def objects(self: FrameMasks, take: str, camera: str, frame: int) -> dict:  # name → RLE
     "The ground truth of a frame"
@@ -669,12 +669,12 @@ class FramePairs(FrameMasks):
         self.keys, self.rows = list(groups), list(groups.values())
         self.pairs, self.asked = pairs, pairs['object'].to_numpy(object)
 
-# %% ../nbs/12_frames.ipynb #685fa428
+# %% ../nbs/12_frames.ipynb #3bd5f01d
 @patch
 def __len__(self: FramePairs):
     return len(self.keys)
 
-# %% ../nbs/12_frames.ipynb #3bd5f01d
+
 @patch
 def names(self: FramePairs, i: int) -> list[str]:
     "The objects that frame pair i asks for"
@@ -698,7 +698,7 @@ def _cameras(self: FramePairs) -> list:  # side, take, camera, frames
         for key, rows in frames_of(self.pairs, side).groupby(['take', 'camera'])
     ]
 
-
+# %% ../nbs/12_frames.ipynb #5df299bc
 @patch
 def _without_features(self: FramePairs, side: str, take: str, camera: str, frames):
     "An error, and the frames that it is about; if there are any"
@@ -756,7 +756,7 @@ def _without_annotation(self: FramePairs):
         except EgoExoError as e:
             yield e.at(take=take), {(take, camera, frame) for camera, frame in zip(rows.camera, rows.frame)}
 
-
+# %% ../nbs/12_frames.ipynb #133c1afc
 @patch
 def _drop(self: FramePairs, problems, strict: bool):
     "Leave out the pairs of frames (take, camera, frame) that errors are about; raise the first, if `strict`"
@@ -842,7 +842,7 @@ class _Refusable(Dataset):
         except EgoExoError as e:
             return e
 
-
+# %% ../nbs/12_frames.ipynb #3c673e1e
 def default_readers(
     features,  # `StoredFeatures` or `LiveFeatures`
     device,  # torch.device, where a matcher computes

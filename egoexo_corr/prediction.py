@@ -28,18 +28,18 @@ class Scores(NamedTuple):
     similarity: Tensor  # [B, P], to each proposal
     confidence: Tensor  # [B], that the object is there
 
-
+# %% ../nbs/13_prediction.ipynb #561e0952
 def cosine_scores(pair: FramePair) -> Scores:
     "Cosine of mask descriptors, without any training"
     source, dest = (F.normalize(d[:, : d.shape[1] // 2], dim=-1) for d in (pair.objects.descriptors, pair.candidates))
     return _with_confidence(source @ dest.T)
 
-
+# %% ../nbs/13_prediction.ipynb #c2f2a2a8
 def oracle_scores(pair: FramePair) -> Scores:
     "The overlap with the truth, and whether the object is there"
     return Scores(torch.from_numpy(pair.objects.iou), torch.from_numpy(pair.objects.visible).float())
 
-
+# %% ../nbs/13_prediction.ipynb #31121009
 def chance_scores(seed: int = 0):
     "Scores that are drawn, the same ones for a pair whenever it is asked"
 
@@ -50,7 +50,7 @@ def chance_scores(seed: int = 0):
 
     return scores
 
-
+# %% ../nbs/13_prediction.ipynb #f96bd091
 def _with_confidence(similarity: Tensor) -> Scores:
     "Similarities and O-MaMa's confidence, the sigmoid of the highest; 0 without proposals"
     if not similarity.shape[1]:
@@ -84,7 +84,7 @@ def match_things(
     device = matcher.source_positions.device
     return matcher.match(*(x.to(device, non_blocking=True).float() for x in inputs))
 
-
+# %% ../nbs/13_prediction.ipynb #1737596b
 def matched(
     matcher: OMaMa,
     shown: Shown,
