@@ -333,7 +333,7 @@ def keep_note(self: Explorer):
 # %% ../../nbs/16b_explore_explorer.ipynb #99d750d5
 @patch
 def lead(self: Explorer):
-    "Show the pair in view in the newest of each kind of other explorers, and scroll to the first"
+    "Show the pair in view in the newest of each kind of other explorers, and scroll to what was opened first"
     others, led = [e for _, e in sorted(OPEN.items(), reverse=True)], {}
     for other in others if self.row is not None else ():
         if type(other) is not type(self) and type(other).__name__ not in led and other.look_at(self.row):
