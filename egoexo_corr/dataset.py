@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFERENCE_NAMES', 'pairs_path', 'split_pairs', 'write_pairs', 'read_pairs', 'frames_of', 'pair_rles', 'PairDataset',
-           'ground_truth', 'write_ground_truth']
+           'show_pair', 'ground_truth', 'write_ground_truth']
 
 # %% ../nbs/05b_dataset.ipynb #73006966
 import json, shutil
@@ -27,7 +27,17 @@ from egoexo_corr.core import (
     read_json,
     write_json,
 )
-from .masks import resize_runs, rle_boxes, rle_decode, rle_from_runs, rle_runs
+from egoexo_corr.masks import (
+    SOURCE,
+    TRUTH,
+    draw_masks,
+    resize_runs,
+    rle_boxes,
+    rle_decode,
+    rle_encode,
+    rle_from_runs,
+    rle_runs,
+)
 from .relations import SPLITS, check_split, fail, read_splits
 from .release import file_fingerprint, frames_on_disk, read_record
 from .images import fit_image
@@ -337,6 +347,25 @@ def __getitem__(
     known = self.annotations.is_known(pair['take'], pair['object'], pair['dest_cam'], int(pair['frame']))
     visible = bool(item['dest_mask'].any())
     return {**item, 'visible': visible, 'known': known, **pair, 'frame': int(pair['frame'])}
+
+# %% ../nbs/05b_dataset.ipynb #cell148
+def show_pair(
+    item: dict,  # Of a `PairDataset`
+    axs=None,  # Two of matplotlib's axes; a new figure by default
+):
+    "Source and destination side by side, with the mask that is given and the one to be found"
+    import matplotlib.pyplot as plt
+
+    if axs is None:
+        _, axs = plt.subplots(1, 2, figsize=(8, 2.9), dpi=80, width_ratios=(68, 38), layout='constrained')
+    for ax, side, color in zip(axs, ('source', 'dest'), (SOURCE, TRUTH)):
+        mask, picture = item[f'{side}_mask'], item[f'{side}_image']
+        for rim, alpha, outline in ((color, 0.2, 0), ((255, 255, 255), 0, 10), (color, 0, 6)):
+            picture = draw_masks(picture, [rle_encode(mask)], [rim], alpha, outline)
+        ax.imshow(picture)
+        ax.axis('off')
+        seen = '' if mask.any() else ': not visible'
+        ax.set_title(f"{item['object']}, frame {item['frame']}, {item[f'{side}_cam']}{seen}", fontsize=9)
 
 # %% ../nbs/05b_dataset.ipynb #ff799c28
 def _take_truth(annotations: Annotations, take: str, pairs: pd.DataFrame) -> dict:  # 'masks', 'annotated_frames'

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/19_explore_matches.ipynb #72135901
 from ..core import ArgumentError, Direction, EgoExoError
-from ..masks import draw_masks, rle_areas, rle_centroids, rle_resize
+from ..masks import SOURCE, TRUTH, draw_masks, rle_areas, rle_centroids, rle_resize
 from ..video import save_frame
 from ..release import frame_path
 from ..images import resize_image
@@ -32,8 +32,6 @@ from ..report import PAIR
 from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
-    SOURCE,
-    TRUTH,
     Panel,
     Screen,
     Zoom,

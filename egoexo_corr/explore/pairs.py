@@ -15,7 +15,17 @@ from fastcore.basics import patch
 
 # %% ../../nbs/17_explore_pairs.ipynb #37a1402f
 from ..core import DataError, Direction, EgoExoError, FileError, view_of
-from ..masks import PALETTE, adjacency, draw_masks, rle_areas, rle_centroids, rle_iou, rle_resize
+from egoexo_corr.masks import (
+    PALETTE,
+    SOURCE,
+    TRUTH,
+    adjacency,
+    draw_masks,
+    rle_areas,
+    rle_centroids,
+    rle_iou,
+    rle_resize,
+)
 from ..relations import read_splits
 from ..pairs import make_pairs
 from ..annotations import Annotations, TakeAnnotation
@@ -25,8 +35,6 @@ from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
     GREY,
-    SOURCE,
-    TRUTH,
     Panel,
     Screen,
     Zoom,

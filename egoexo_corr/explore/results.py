@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/18_explore_results.ipynb #bdbf87ac
 from ..core import ArgumentError, view_of
-from ..masks import PALETTE, draw_masks, rle_areas
+from ..masks import PALETTE, SOURCE, TRUTH, draw_masks, rle_areas
 from ..metrics import evaluate, open_json
 from ..video import prepared_size
 from ..runs import Run
@@ -29,8 +29,6 @@ from egoexo_corr.explore.panels import (
     BLANK,
     EXISTS,
     GREY,
-    SOURCE,
-    TRUTH,
     Panel,
     Screen,
     Zoom,
